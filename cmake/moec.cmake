@@ -1,0 +1,23 @@
+# moec_library(NAME FILES... DEPS targets...): one static library per folder,
+# with the source root as its include path.
+function(moec_library name)
+  cmake_parse_arguments(A "" "" "FILES;DEPS" ${ARGN})
+  add_library(moec_${name} STATIC ${A_FILES})
+  add_library(moec::${name} ALIAS moec_${name})
+  set_target_properties(moec_${name} PROPERTIES EXPORT_NAME ${name}
+                        POSITION_INDEPENDENT_CODE ON)
+  target_include_directories(moec_${name} PUBLIC
+    $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}>
+    $<INSTALL_INTERFACE:include/moec>)
+  target_link_libraries(moec_${name} PUBLIC ${A_DEPS})
+endfunction()
+
+# moec_test(NAME FILES... DEPS targets...): a doctest program run by ctest.
+# Each program holds DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN in tests/main.cpp.
+function(moec_test name)
+  cmake_parse_arguments(A "" "" "FILES;DEPS" ${ARGN})
+  add_executable(test_${name} ${PROJECT_SOURCE_DIR}/tests/main.cpp ${A_FILES})
+  target_link_libraries(test_${name} PRIVATE ${A_DEPS} doctest::doctest)
+  add_test(NAME ${name} COMMAND test_${name}
+           WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
+endfunction()
