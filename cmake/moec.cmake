@@ -12,12 +12,12 @@ function(moec_library name)
   target_link_libraries(moec_${name} PUBLIC ${A_DEPS})
 endfunction()
 
-# moec_test(NAME FILES... DEPS targets...): a doctest program run by ctest.
-# Each program holds DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN in tests/main.cpp.
+# moec_test(NAME FILES... DEPS targets...): a doctest program test_NAME, run by
+# ctest in the source root. Tests include "tests/test.h", which has doctest.
 function(moec_test name)
   cmake_parse_arguments(A "" "" "FILES;DEPS" ${ARGN})
-  add_executable(test_${name} ${PROJECT_SOURCE_DIR}/tests/main.cpp ${A_FILES})
-  target_link_libraries(test_${name} PRIVATE ${A_DEPS} doctest::doctest)
+  add_executable(test_${name} ${A_FILES})
+  target_link_libraries(test_${name} PRIVATE moec_test_main ${A_DEPS})
   add_test(NAME ${name} COMMAND test_${name}
            WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
 endfunction()

@@ -43,9 +43,9 @@ uint16_t f32_to_f16(float x) {
   if (u >= 0x47800000) return sign | 0x7c00;
   if (u < 0x38800000) {  // subnormal or zero
     float magic = std::bit_cast<float>(uint32_t(126) << 23);
-    return sign | uint16_t(std::bit_cast<uint32_t>(
-                               std::bit_cast<float>(u) + magic) -
-                           std::bit_cast<uint32_t>(magic));
+    return sign |
+           uint16_t(std::bit_cast<uint32_t>(std::bit_cast<float>(u) + magic) -
+                    std::bit_cast<uint32_t>(magic));
   }
   u += (uint32_t(15 - 127) << 23) + 0xfff + ((u >> 13) & 1);
   return sign | uint16_t(u >> 13);

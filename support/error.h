@@ -38,9 +38,9 @@ template <class... A>
 
 }  // namespace moec
 
-#define MOEC_CHECK(condition, ...)                             \
-  do {                                                         \
-    if (!(condition)) [[unlikely]]                             \
-      ::moec::internal_error(__FILE__, __LINE__, #condition,   \
-                             ::fmt::format("" __VA_ARGS__));   \
+#define MOEC_CHECK(condition, ...)                           \
+  do {                                                       \
+    if (!(condition)) [[unlikely]]                           \
+      ::moec::internal_error(__FILE__, __LINE__, #condition, \
+                             ::fmt::format("" __VA_ARGS__)); \
   } while (0)
