@@ -1,0 +1,150 @@
+// Polynomials against double, at every feature level.
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <limits>
+
+#include "tests/codegen/harness.h"
+#include "tests/test.h"
+
+namespace moec {
+namespace {
+
+struct Function {
+  const char* name;
+  V (Emit::*emit)(V);
+  double (*exact)(double);
+  double lo, hi;
+  double ulps;      // allowed, of the result ...
+  double absolute;  // ... or absolute, whichever is larger
+};
+
+double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
+double gelu(double x) {
+  return 0.5 * x *
+         (1 + std::tanh(std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)));
+}
+double softplus(double x) {
+  return std::max(x, 0.0) + std::log1p(std::exp(-std::fabs(x)));
+}
+double rsqrt(double x) { return 1 / std::sqrt(x); }
+double silu(double x) { return x * sigmoid(x); }
+double round_even(double x) { return std::nearbyint(x); }
+
+const Function kFunctions[] = {
+    {"exp", &Emit::exp, std::exp, -86, 88.7, 2, 0},
+    {"exp_neg", &Emit::exp_neg, std::exp, -86, 0, 2, 0},
+    {"exp2", &Emit::exp2, std::exp2, -124, 127.9, 2, 0},
+    {"expm1", &Emit::expm1, std::expm1, -30, 80, 3, 0},
+    {"log", &Emit::log, std::log, 1e-37, 1e37, 2, 0},
+    {"log near 1", &Emit::log, std::log, 0.5, 2, 2, 0},
+    {"log1p", &Emit::log1p, std::log1p, -0.9, 100, 4, 0},
+    {"tanh", &Emit::tanh, std::tanh, -12, 12, 5, 0},
+    {"erf", &Emit::erf, std::erf, -6, 6, 8, 0},
+    {"sigmoid", &Emit::sigmoid, sigmoid, -80, 80, 3, 0},
+    {"silu", &Emit::silu, silu, -50, 50, 4, 0},
+    {"gelu", &Emit::gelu, gelu, -10, 10, 8, 3e-7},
+    {"softplus", &Emit::softplus, softplus, -40, 90, 4, 0},
+    {"sin", &Emit::sin, std::sin, -1000, 1000, 3, 1e-7},
+    {"cos", &Emit::cos, std::cos, -1000, 1000, 3, 1e-7},
+    {"sin far", &Emit::sin, std::sin, -60000, 60000, 3, 1.2e-6},
+    {"rsqrt", &Emit::rsqrt, rsqrt, 1e-6, 1e6, 2, 0},
+    {"floor", &Emit::floor, std::floor, -1e7, 1e7, 0, 0},
+    {"ceil", &Emit::ceil, std::ceil, -50, 50, 0, 0},
+    {"round_even", &Emit::round_even, round_even, -50, 50, 0, 0},
+    {"sqrt", &Emit::sqrt, std::sqrt, 0, 1e6, 0.51, 0},
+};
+
+constexpr int kCount = 1 << 14;
+
+void map(const Target& t, V (Emit::*f)(V), std::vector<float>& in,
+         std::vector<float>& out) {
+  run_kernel(t,
+             [&](Emit& e) {
+               V src = e.buffer(0), dst = e.buffer(1);
+               e.loop(e.i(0), e.i(int64_t(in.size())), e.lanes(), [&](V k) {
+                 V x = e.vload(DType::F32, e.at(src, k));
+                 e.vstore(DType::F32, (e.*f)(x), e.at(dst, k));
+               });
+             },
+             {in.data(), out.data()});
+}
+
+TEST_CASE("polynomials agree with double") {
+  for (const Target& t : test_targets()) {
+    for (const Function& f : kFunctions) {
+      CAPTURE(t.level);
+      CAPTURE(f.name);
+      std::vector<float> in(kCount), out(kCount);
+      for (int i = 0; i < kCount; ++i) {
+        double u = double(i) / (kCount - 1);
+        // large positive ranges are walked geometrically
+        in[i] = float(f.lo > 0 && f.hi / f.lo > 1e3
+                          ? f.lo * std::pow(f.hi / f.lo, u)
+                          : f.lo + (f.hi - f.lo) * u);
+      }
+      map(t, f.emit, in, out);
+      double worst = 0;
+      float at = 0;
+      for (int i = 0; i < kCount; ++i) {
+        double want = f.exact(double(in[i]));
+        double ulp =
+            std::ldexp(1.0, std::max(std::ilogb(float(want)), -126) - 23);
+        if (want == 0) ulp = 1e-45;
+        double allowed = std::max(f.ulps * ulp, f.absolute);
+        double ratio =
+            allowed ? std::fabs(out[i] - want) / allowed : out[i] != want;
+        if (!(ratio <= worst)) worst = ratio, at = in[i];
+      }
+      CAPTURE(at);
+      CHECK(worst <= 1.0);
+    }
+  }
+}
+
+TEST_CASE("special values") {
+  const float inf = std::numeric_limits<float>::infinity();
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  std::vector<float> in{0, -0.f, inf, -inf, nan, 1e-40f, 200, -200,
+                        0, 0,    0,   0,    0,   0,      0,   0};
+  std::vector<float> out(16);
+  for (const Target& t : test_targets()) {
+    CAPTURE(t.level);
+    map(t, &Emit::exp, in, out);
+    CHECK(out[0] == 1);
+    CHECK(out[2] == inf);
+    CHECK(out[3] == 0);
+    CHECK(std::isnan(out[4]));
+    CHECK(out[6] == inf);
+    CHECK(out[7] == 0);
+    map(t, &Emit::exp_neg, in, out);
+    CHECK(out[3] == 0);
+    CHECK(std::isnan(out[4]));
+    map(t, &Emit::log, in, out);
+    CHECK(out[0] == -inf);
+    CHECK(out[2] == inf);
+    CHECK(std::isnan(out[3]));
+    CHECK(std::isnan(out[4]));
+    CHECK(out[5] == doctest::Approx(std::log(1e-40)).epsilon(1e-3));
+    map(t, &Emit::log1p, in, out);
+    CHECK(out[0] == 0);
+    CHECK(out[2] == inf);
+    map(t, &Emit::tanh, in, out);
+    CHECK(out[2] == doctest::Approx(1));
+    CHECK(out[3] == doctest::Approx(-1));
+    CHECK(std::isnan(out[4]));
+    map(t, &Emit::sigmoid, in, out);
+    CHECK(out[2] == 1);
+    CHECK(out[3] < 1e-37f);
+    map(t, &Emit::softplus, in, out);
+    CHECK(out[2] == inf);
+    CHECK(out[3] == 0);
+    CHECK(std::isnan(out[4]));
+    map(t, &Emit::floor, in, out);
+    CHECK(std::isnan(out[4]));
+    CHECK(out[2] == inf);
+  }
+}
+
+}  // namespace
+}  // namespace moec
