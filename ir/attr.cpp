@@ -7,8 +7,7 @@
 
 namespace moec {
 
-AttrDef optional(std::string_view name, AttrValue value,
-                 std::string_view doc) {
+AttrDef optional(std::string_view name, AttrValue value, std::string_view doc) {
   auto kind = AttrKind(value.index());
   return {name, kind, doc, false, std::move(value)};
 }
@@ -37,8 +36,7 @@ std::string to_string(const AttrValue& v) {
       return s + '"';
     }
     case AttrKind::Ints:
-      return fmt::format("[{}]",
-                         fmt::join(std::get<std::vector<i64>>(v), ","));
+      return fmt::format("[{}]", fmt::join(std::get<std::vector<i64>>(v), ","));
     case AttrKind::DType: return std::string(dtype_name(std::get<DType>(v)));
   }
   return {};

@@ -52,8 +52,8 @@ struct Use {
 
 // Where a node comes from: module path and line of the model's source.
 struct Provenance {
-  std::string scope;     // "layer0/moe/router"; empty at the top
-  const char* file = ""; // a string with static lifetime
+  std::string scope;      // "layer0/moe/router"; empty at the top
+  const char* file = "";  // a string with static lifetime
   int line = 0;
 };
 
@@ -161,12 +161,11 @@ class Graph {
     }
     bool operator!=(const iterator& o) const { return at != o.at; }
   };
-  iterator begin() const {
-    return {first_, first_ ? first_->next() : nullptr};
-  }
+  iterator begin() const { return {first_, first_ ? first_->next() : nullptr}; }
   iterator end() const { return {nullptr, nullptr}; }
 
  private:
+  friend class Node;
   void link(Node*, Node* before);
   void unlink(Node*);
   void remove_use(Value, Use);

@@ -15,10 +15,10 @@ struct Tensor;
 enum Trait : uint32_t {
   kElementwise = 1,  // one scalar formula per element; operands broadcast
   kCommutative = 2,
-  kFused = 4,              // has the meaning of its decomposition
-  kImpure = 8,             // never merged or removed (arg, return)
-  kNotDifferentiable = 16, // the gradient is defined as none
-  kDataMovement = 32,      // moves elements, computes nothing
+  kFused = 4,               // has the meaning of its decomposition
+  kImpure = 8,              // never merged or removed (arg, return)
+  kNotDifferentiable = 16,  // the gradient is defined as none
+  kDataMovement = 32,       // moves elements, computes nothing
 };
 
 using Types = absl::InlinedVector<Type, 1>;
