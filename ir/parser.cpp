@@ -4,6 +4,7 @@
 
 #include <charconv>
 #include <cmath>
+#include <utility>
 
 #include "ir/op_def.h"
 #include "ir/text.h"
@@ -355,7 +356,9 @@ class Parser {
     for (size_t i = 0; i < operands.size(); ++i)
       define(names, inner[i], g->add_arg(inner[i], operands[i].type()));
     expect('{');
+    std::string outer = std::exchange(scope_, "");
     body(*g, names, depth + 1);
+    scope_ = std::move(outer);
     return g;
   }
 
