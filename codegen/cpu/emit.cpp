@@ -90,7 +90,7 @@ V Emit::task() { return p_->kernel->getArg(1); }
 V Emit::scratch() { return p_->kernel->getArg(2); }
 
 Fn Emit::define(const std::string& name, const std::vector<Ty>& params,
-                const std::function<void(const Values&)>& body) {
+                const std::function<void(const Vs&)>& body) {
   Fn& known = p_->defined[name];
   if (known) return known;
   auto& b = p_->b;
@@ -106,7 +106,7 @@ Fn Emit::define(const std::string& name, const std::vector<Ty>& params,
   Function* saved_fn = p_->fn;
   p_->fn = f;
   b.SetInsertPoint(BasicBlock::Create(p_->module.getContext(), "entry", f));
-  Values args;
+  Vs args;
   for (Argument& a : f->args()) args.push_back(&a);
   body(args);
   b.CreateRetVoid();
@@ -115,7 +115,7 @@ Fn Emit::define(const std::string& name, const std::vector<Ty>& params,
   return f;
 }
 
-void Emit::call(Fn f, const Values& args) {
+void Emit::call(Fn f, const Vs& args) {
   p_->b.CreateCall(f->getFunctionType(), f, args);
 }
 
@@ -292,7 +292,7 @@ V Emit::slice(V v, int from, int w) {
   return shuffle(v, nullptr, idx);
 }
 
-Values Emit::transpose(Values rows) {
+Vs Emit::transpose(Vs rows) {
   int n = static_cast<int>(rows.size());
   MOEC_CHECK(n == width(rows[0]) && (n & (n - 1)) == 0);
   std::vector<int> lo, hi;
@@ -302,7 +302,7 @@ Values Emit::transpose(Values rows) {
   }
   // log2(n) perfect shuffles of the rows' elements are the transpose
   for (int round = n; round > 1; round /= 2) {
-    Values next;
+    Vs next;
     for (int j = 0; j < n / 2; ++j) {
       next.push_back(shuffle(rows[j], rows[j + n / 2], lo));
       next.push_back(shuffle(rows[j], rows[j + n / 2], hi));
@@ -336,8 +336,8 @@ V Emit::mask(V n, int w) {
 
 // --------------------------------------------------------- control flow
 
-Values Emit::loop(V from, V to, int64_t step, Values init,
-                  const std::function<Values(V, Values)>& body) {
+Vs Emit::loop(V from, V to, int64_t step, Vs init,
+              const std::function<Vs(V, Vs)>& body) {
   auto& b = p_->b;
   LLVMContext& ctx = p_->module.getContext();
   BasicBlock* pre = b.GetInsertBlock();
@@ -348,13 +348,13 @@ Values Emit::loop(V from, V to, int64_t step, Values init,
   PHINode* index = b.CreatePHI(b.getInt64Ty(), 2);
   index->addIncoming(from, pre);
   std::vector<PHINode*> phis;
-  Values carried;
+  Vs carried;
   for (V v : init) {
     phis.push_back(b.CreatePHI(v->getType(), 2));
     phis.back()->addIncoming(v, pre);
     carried.push_back(phis.back());
   }
-  Values next = body(index, carried);
+  Vs next = body(index, carried);
   MOEC_CHECK(next.size() == init.size(), "loop carries unlike value counts");
   V inc = b.CreateAdd(index, b.getInt64(step), "", true, true);
   BasicBlock* latch = b.GetInsertBlock();
@@ -362,7 +362,7 @@ Values Emit::loop(V from, V to, int64_t step, Values init,
   for (size_t k = 0; k < phis.size(); ++k) phis[k]->addIncoming(next[k], latch);
   b.CreateCondBr(b.CreateICmpSLT(inc, to), head, done);
   b.SetInsertPoint(done);
-  Values out;
+  Vs out;
   for (size_t k = 0; k < phis.size(); ++k) {
     PHINode* p = b.CreatePHI(init[k]->getType(), 2);
     p->addIncoming(init[k], pre);
@@ -374,14 +374,14 @@ Values Emit::loop(V from, V to, int64_t step, Values init,
 
 void Emit::loop(V from, V to, int64_t step,
                 const std::function<void(V)>& body) {
-  loop(from, to, step, {}, [&](V k, Values) {
+  loop(from, to, step, {}, [&](V k, Vs) {
     body(k);
-    return Values{};
+    return Vs{};
   });
 }
 
-Values Emit::while_(Values init, const std::function<V(const Values&)>& cond,
-                    const std::function<Values(Values)>& body) {
+Vs Emit::while_(Vs init, const std::function<V(const Vs&)>& cond,
+                const std::function<Vs(Vs)>& body) {
   auto& b = p_->b;
   LLVMContext& ctx = p_->module.getContext();
   BasicBlock* pre = b.GetInsertBlock();
@@ -391,7 +391,7 @@ Values Emit::while_(Values init, const std::function<V(const Values&)>& cond,
   b.CreateBr(head);
   b.SetInsertPoint(head);
   std::vector<PHINode*> phis;
-  Values carried;
+  Vs carried;
   for (V v : init) {
     phis.push_back(b.CreatePHI(v->getType(), 2));
     phis.back()->addIncoming(v, pre);
@@ -399,7 +399,7 @@ Values Emit::while_(Values init, const std::function<V(const Values&)>& cond,
   }
   b.CreateCondBr(cond(carried), inside, done);
   b.SetInsertPoint(inside);
-  Values next = body(carried);
+  Vs next = body(carried);
   MOEC_CHECK(next.size() == init.size(), "while carries unlike value counts");
   for (size_t k = 0; k < phis.size(); ++k)
     phis[k]->addIncoming(next[k], b.GetInsertBlock());
@@ -408,8 +408,8 @@ Values Emit::while_(Values init, const std::function<V(const Values&)>& cond,
   return carried;
 }
 
-Values Emit::if_values(V c, const std::function<Values()>& then,
-                       const std::function<Values()>& otherwise) {
+Vs Emit::if_values(V c, const std::function<Vs()>& then,
+                   const std::function<Vs()>& otherwise) {
   auto& b = p_->b;
   LLVMContext& ctx = p_->module.getContext();
   auto* yes = BasicBlock::Create(ctx, "then", p_->fn);
@@ -417,16 +417,16 @@ Values Emit::if_values(V c, const std::function<Values()>& then,
   auto* end = BasicBlock::Create(ctx, "end", p_->fn);
   b.CreateCondBr(c, yes, no);
   b.SetInsertPoint(yes);
-  Values x = then();
+  Vs x = then();
   BasicBlock* yes_end = b.GetInsertBlock();
   b.CreateBr(end);
   b.SetInsertPoint(no);
-  Values y = otherwise ? otherwise() : Values{};
+  Vs y = otherwise ? otherwise() : Vs{};
   BasicBlock* no_end = b.GetInsertBlock();
   b.CreateBr(end);
   b.SetInsertPoint(end);
   MOEC_CHECK(x.size() == y.size(), "branches give unlike value counts");
-  Values out;
+  Vs out;
   for (size_t k = 0; k < x.size(); ++k) {
     PHINode* p = b.CreatePHI(x[k]->getType(), 2);
     p->addIncoming(x[k], yes_end);
@@ -441,7 +441,7 @@ void Emit::if_(V c, const std::function<void()>& then,
   auto wrap = [](const std::function<void()>& f) {
     return [&f] {
       if (f) f();
-      return Values{};
+      return Vs{};
     };
   };
   if_values(c, wrap(then), wrap(otherwise));

@@ -30,7 +30,7 @@ namespace moec {
 struct Target;
 
 using V = llvm::Value*;
-using Values = std::vector<V>;
+using Vs = std::vector<V>;
 using Fn = llvm::Function*;
 
 enum class Ty : uint8_t { I1, I8, I16, I32, I64, F32, F64, Ptr };
@@ -138,7 +138,7 @@ class Emit {
   V shuffle(V a, V b, const std::vector<int>& lanes);  // b may be null
   V concat(V low, V high);
   V slice(V, int from, int width);  // lanes from .. from+width-1
-  Values transpose(Values);         // n vectors of n lanes, n a power of two
+  Vs transpose(Vs);                 // n vectors of n lanes, n a power of two
   V hsum(V);                        // pairwise tree: halves added, log2 rounds
   V hmax(V);                        // NaN in any lane gives NaN
   V hmin(V);
@@ -176,23 +176,23 @@ class Emit {
 
   // --- control flow. Bodies may open further blocks.
   // for (k = from; k < to; k += step) carried = body(k, carried)
-  Values loop(V from, V to, int64_t step, Values init,
-              const std::function<Values(V k, Values carried)>& body);
+  Vs loop(V from, V to, int64_t step, Vs init,
+          const std::function<Vs(V k, Vs carried)>& body);
   void loop(V from, V to, int64_t step, const std::function<void(V k)>& body);
   // carried = body(carried) while cond(carried)
-  Values while_(Values init, const std::function<V(const Values&)>& cond,
-                const std::function<Values(Values)>& body);
+  Vs while_(Vs init, const std::function<V(const Vs&)>& cond,
+            const std::function<Vs(Vs)>& body);
   void if_(V cond, const std::function<void()>& then,
            const std::function<void()>& otherwise = nullptr);
-  Values if_values(V cond, const std::function<Values()>& then,
-                   const std::function<Values()>& otherwise);
+  Vs if_values(V cond, const std::function<Vs()>& then,
+               const std::function<Vs()>& otherwise);
   // A function private to this kernel, defined once per name; not inlined.
   // Parameter types by `params`; the body gets the arguments. `local`,
   // `buffer`, `task` and `scratch` inside mean the function's own frame and
   // may not reach the kernel's arguments: pass what it needs.
   Fn define(const std::string& name, const std::vector<Ty>& params,
-            const std::function<void(const Values& args)>& body);
-  void call(Fn, const Values& args);
+            const std::function<void(const Vs& args)>& body);
+  void call(Fn, const Vs& args);
 
   // --- math on f32, scalar or vector; branch-free polynomials. NaN passes.
   V exp(V);      // <= 2 ulp; overflows to inf, results below 2^-125 are 0
