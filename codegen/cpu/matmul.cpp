@@ -1,0 +1,164 @@
+#include "codegen/cpu/matmul.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "codegen/cpu/matmul_plan.h"
+#include "codegen/cpu/target.h"
+#include "support/error.h"
+
+namespace moec {
+
+namespace {
+
+int64_t ceil_div(int64_t x, int64_t y) { return (x + y - 1) / y; }
+int64_t round_up(int64_t x, int64_t to) { return ceil_div(x, to) * to; }
+
+// A task should last some tens of microseconds on a current core.
+constexpr double kTaskFlops = 12e6;
+constexpr int64_t kBlockK = 1024;  // a panel of 128 KiB streams from L2
+constexpr int64_t kMinTasks = 8;   // below that, tasks get smaller
+
+std::string describe(const MatmulOperand& o) {
+  std::string s = fmt::format(" {}:{} {},{}+{}", o.buffer, dtype_name(o.dtype),
+                              o.row_stride, o.col_stride, o.offset);
+  for (int64_t b : o.batch_strides) s += fmt::format(" b{}", b);
+  if (o.group_stride) s += fmt::format(" e{}", o.group_stride);
+  return s;
+}
+
+void check(const MatmulDesc& d) {
+  MOEC_CHECK(d.m >= 0 && d.n >= 0 && d.k >= 0);
+  MOEC_CHECK(!d.outputs.empty());
+  MOEC_CHECK(d.epilogue || d.outputs.size() == 1);
+  MOEC_CHECK(!d.epilogue || !d.epilogue_key.empty());
+  MOEC_CHECK(d.group == MatmulGroup::None || d.batch.empty());
+  auto fits = [&](const MatmulOperand& o) {
+    MOEC_CHECK(o.batch_strides.empty() ||
+               o.batch_strides.size() == d.batch.size());
+  };
+  fits(d.a), fits(d.b);
+  for (auto& o : d.outputs) fits(o);
+  for (auto& o : d.extras) fits(o);
+}
+
+// Memory of an operand's distinct elements, for the cost figures.
+double bytes_of(const MatmulOperand& o, int64_t rows, int64_t cols,
+                const MatmulDesc& d) {
+  double n = double(o.row_stride ? rows : 1) * double(o.col_stride ? cols : 1);
+  for (size_t i = 0; i < o.batch_strides.size(); ++i)
+    if (o.batch_strides[i]) n *= double(d.batch[i]);
+  if (o.group_stride) n *= double(d.experts);
+  return n * double(dtype_size(o.dtype));
+}
+
+}  // namespace
+
+MatmulPlan plan_matmul(const MatmulDesc& d, const Target& t) {
+  MatmulPlan p;
+  for (int64_t b : d.batch) p.batch *= b;
+  p.panel = p.vectors * t.lanes;
+  const int tall = t.lanes == 16 ? 8 : t.fma ? 6 : 4;
+
+  // k blocks of equal length
+  const int64_t k_blocks = std::max<int64_t>(1, ceil_div(d.k, kBlockK));
+  p.block_k = round_up(std::max<int64_t>(1, ceil_div(d.k, k_blocks)), 2);
+  p.split_k = d.group == MatmulGroup::Reduction || k_blocks > 1;
+  if (d.group == MatmulGroup::Reduction)
+    p.block_k = std::min<int64_t>(round_up(std::max<int64_t>(d.k, 1), 2), 512);
+
+  // Rows: many, since each block packs its panel of B anew; then panels, if
+  // the tasks are too short.
+  const int64_t k = std::max<int64_t>(d.k, 1);
+  double rows = kTaskFlops / (2.0 * double(p.panel) * double(k));
+  p.block_m = std::clamp<int64_t>(int64_t(rows), 256, 1024);
+  if (d.group == MatmulGroup::Rows) p.block_m = 256;
+  p.block_m = std::min(p.block_m, std::max<int64_t>(d.m, 1));
+  p.block_n = p.panel;
+  auto tasks = [&] {
+    int64_t m_blocks = ceil_div(std::max<int64_t>(d.m, 1), p.block_m);
+    if (d.group == MatmulGroup::Rows) m_blocks += d.experts;
+    if (d.group == MatmulGroup::Reduction) m_blocks *= d.experts;
+    return m_blocks * ceil_div(std::max<int64_t>(d.n, 1), p.block_n) * p.batch;
+  };
+  auto flops = [&] {
+    return 2.0 * double(p.block_m) * double(p.block_n) * double(k);
+  };
+  while (tasks() < kMinTasks && p.block_m > 64 && flops() > 1e6)
+    p.block_m = round_up(ceil_div(p.block_m, 2), tall);
+  while (flops() < kTaskFlops / 4 && p.block_n < d.n && tasks() > 2 * kMinTasks)
+    p.block_n += p.panel;
+  // blocks of equal size, whole tiles
+  p.blocks_m = std::max<int64_t>(1, ceil_div(d.m, p.block_m));
+  if (d.group != MatmulGroup::Rows)
+    p.block_m = round_up(std::max<int64_t>(1, ceil_div(d.m, p.blocks_m)), tall);
+  p.blocks_m = std::max<int64_t>(1, ceil_div(d.m, p.block_m));
+  p.blocks_n = std::max<int64_t>(1, ceil_div(d.n, p.block_n));
+  p.block_n =
+      round_up(ceil_div(std::max<int64_t>(d.n, 1), p.blocks_n), p.panel);
+  p.blocks_n = std::max<int64_t>(1, ceil_div(d.n, p.block_n));
+  if (p.blocks_m * p.blocks_n == 1 && d.group == MatmulGroup::None)
+    while (p.batch_per_task < p.batch &&
+           flops() * double(p.batch_per_task) < kTaskFlops / 4 &&
+           p.batch / p.batch_per_task > 2 * kMinTasks)
+      p.batch_per_task *= 2;
+
+  for (int h = tall; h >= 1; h = h == 6 ? 4 : h / 2) {
+    const bool needed =
+        d.group == MatmulGroup::Rows || (d.m >= h && (h == tall || d.m % tall));
+    if (needed) p.heights.push_back(h);
+  }
+  // Small matrices whose rows are contiguous stay in the nearest caches.
+  p.direct_b = d.b.col_stride == 1 && d.b.dtype == DType::F32 && !d.bf16 &&
+               (d.b.row_stride * p.block_k * 4 <= 64 << 10 || d.m < 48);
+
+  p.panel_bytes = round_up(p.block_k, t.lanes) * p.panel * 4;
+  p.partial_offset = round_up(p.panel_bytes * (p.block_n / p.panel), 64);
+  p.scratch_bytes = p.partial_offset +
+                    (p.split_k ? round_up(p.block_m, tall) * p.block_n * 4 : 0);
+  return p;
+}
+
+KernelSpec matmul_kernel(const MatmulDesc& d, const Target& t) {
+  check(d);
+  const MatmulPlan p = plan_matmul(d, t);
+  KernelSpec s;
+  s.key =
+      fmt::format("matmul {} {}x{}x{}", d.bf16 ? "bf16" : "f32", d.m, d.n, d.k);
+  for (int64_t b : d.batch) s.key += fmt::format(" *{}", b);
+  s.key += describe(d.a) + describe(d.b);
+  for (auto& o : d.outputs) s.key += " ->" + describe(o);
+  for (auto& o : d.extras) s.key += " x" + describe(o);
+  s.key += fmt::format(" scale {} acc {} group {} {} {} epi {}", d.scale,
+                       int(d.accumulate), int(d.group), d.experts,
+                       d.offsets_buffer, d.epilogue_key);
+  s.emit = [d, p](Emit& e) { emit_matmul(e, d, p); };
+  int64_t blocks = p.blocks_m;
+  if (d.group == MatmulGroup::Rows) blocks += d.experts;
+  if (d.group == MatmulGroup::Reduction) blocks *= d.experts;
+  s.tasks = blocks * p.blocks_n * ceil_div(p.batch, p.batch_per_task);
+  if (d.m == 0 || d.n == 0 || p.batch == 0) s.tasks = 0;
+  s.scratch_bytes = p.scratch_bytes;
+  s.flops = 2.0 * double(d.m) * double(d.n) * double(d.k) * double(p.batch);
+  s.bytes = bytes_of(d.a, d.m, d.k, d) + bytes_of(d.b, d.k, d.n, d);
+  for (auto& o : d.outputs) s.bytes += bytes_of(o, d.m, d.n, d);
+  for (auto& o : d.extras) s.bytes += bytes_of(o, d.m, d.n, d);
+  return s;
+}
+
+MatmulDesc plain_matmul(int64_t m, int64_t n, int64_t k, bool trans_a,
+                        bool trans_b, DType dtype) {
+  MatmulDesc d;
+  d.m = m, d.n = n, d.k = k;
+  d.a = {.buffer = 0, .dtype = dtype, .row_stride = k, .col_stride = 1};
+  if (trans_a) d.a.row_stride = 1, d.a.col_stride = m;
+  d.b = {.buffer = 1, .dtype = dtype, .row_stride = n, .col_stride = 1};
+  if (trans_b) d.b.row_stride = 1, d.b.col_stride = k;
+  d.outputs[0] = {
+      .buffer = 2, .dtype = dtype, .row_stride = n, .col_stride = 1};
+  d.bf16 = dtype == DType::BF16;
+  return d;
+}
+
+}  // namespace moec

@@ -1,0 +1,35 @@
+// Figures of the matmul family on one thread, as shares of the FMA peak
+// measured between the runs.
+#pragma once
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace moec {
+
+class KernelLibrary;
+
+struct MatmulRow {
+  std::string name;    // "512x512x512 NT"
+  double gflops = 0;   // one thread, best of several
+  double share = 0;    // of the peak of the operands' dtype
+  double tasks = 0;    // tasks of the launch
+  double task_us = 0;  // mean time of a task
+};
+
+struct MatmulShape {
+  int64_t m, n, k;
+  bool trans_a = false, trans_b = false;
+  int64_t batch = 1;
+  int64_t experts = 0;  // > 0: rows (or, with trans_a, the reduction) grouped
+  bool bf16 = false;
+};
+
+// The shapes `moec bench ops` shows.
+std::vector<MatmulShape> bench_matmul_shapes(bool bf16);
+
+// Spends about `seconds` on the shape.
+MatmulRow bench_matmul(KernelLibrary&, const MatmulShape&,
+                       double seconds = 0.2);
+
+}  // namespace moec

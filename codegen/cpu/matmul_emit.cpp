@@ -1,0 +1,300 @@
+// The body of a matmul kernel: task -> block, packing, register tiles.
+#include "codegen/cpu/emit.h"
+#include "codegen/cpu/matmul_plan.h"
+#include "codegen/cpu/target.h"
+#include "support/error.h"
+
+namespace moec {
+
+namespace {
+
+// Everything a tile needs; passed on to the tile functions as arguments.
+struct Body {
+  Emit& e;
+  const MatmulDesc& d;
+  const MatmulPlan& p;
+  const int L;
+
+  Body(Emit& e, const MatmulDesc& d, const MatmulPlan& p)
+      : e(e), d(d), p(p), L(e.lanes()) {}
+
+  V element(V base, const MatmulOperand& o, V row, V col) {
+    V index = e.add(e.mul(row, o.row_stride), e.mul(col, o.col_stride));
+    return e.at(base, index, dtype_size(o.dtype));
+  }
+
+  // A vector of an m x n operand; absent columns read 0.
+  V load_vector(const MatmulOperand& o, V p, V mask) {
+    if (o.col_stride == 0) return e.splat(e.load(o.dtype, p));
+    if (o.col_stride == 1) return e.vload(o.dtype, p, mask, L);
+    return e.vload_strided(o.dtype, p, e.i(o.col_stride), mask, L);
+  }
+  void store_vector(const MatmulOperand& o, V v, V p, V mask) {
+    if (o.col_stride == 1) return e.vstore(o.dtype, v, p, mask);
+    e.vstore_strided(o.dtype, v, p, e.i(o.col_stride), mask);
+  }
+
+  Fn tile(int height, int vectors, int64_t b_stride, int64_t cols);
+  Vs reduce(V a, V b, V kk, int height, int vectors, int64_t b_stride);
+  void finish_row(Vs acc, V row, V col, const Vs& masks, const Vs& bases);
+  void rows_of_block(const Vs& bases, V a, V b, V kk, V partial, V flags, V row,
+                     V rows, V col, int64_t cols, int64_t b_stride);
+  void block(V batch, V group, V row, V rows, V block_n, V k_from, V k_count);
+  void run();
+};
+
+// Tile sums over kk steps: height x vectors.
+Vs Body::reduce(V a, V b, V kk, int height, int vectors, int64_t b_stride) {
+  const int64_t size = dtype_size(d.a.dtype);
+  return e.loop(
+      e.i(0), kk, 1, Vs(height * vectors, e.splat(e.f(0))), [&](V k, Vs acc) {
+        V a0 = e.at(a, e.mul(k, d.a.col_stride), size);
+        V b0 = e.at(b, e.mul(k, b_stride));
+        Vs bv;
+        for (int j = 0; j < vectors; ++j)
+          bv.push_back(e.vload(DType::F32, e.at(b0, j * L)));
+        for (int r = 0; r < height; ++r) {
+          V x = e.splat(e.load(d.a.dtype, e.at(a0, r * d.a.row_stride, size)));
+          for (int j = 0; j < vectors; ++j) {
+            V& c = acc[r * vectors + j];
+            c = e.fma(x, bv[j], c);
+          }
+        }
+        return acc;
+      });
+}
+
+// Scale, epilogue and store of one row of a tile. `bases`: outputs, extras.
+void Body::finish_row(Vs acc, V row, V col, const Vs& masks, const Vs& bases) {
+  for (size_t j = 0; j < acc.size(); ++j) {
+    V c = e.add(col, int64_t(j) * L);
+    V sum = d.scale == 1 ? acc[j] : e.mul(acc[j], e.f(d.scale));
+    Vs out{sum};
+    const size_t n = d.outputs.size();
+    if (d.epilogue) {
+      Vs extras;
+      for (size_t x = 0; x < d.extras.size(); ++x)
+        extras.push_back(load_vector(
+            d.extras[x], element(bases[n + x], d.extras[x], row, c), masks[j]));
+      out = d.epilogue(e, sum, extras);
+      MOEC_CHECK(out.size() == n, "epilogue gives {} values for {} outputs",
+                 out.size(), n);
+    }
+    for (size_t o = 0; o < n; ++o) {
+      V p = element(bases[o], d.outputs[o], row, c);
+      if (o == 0 && d.accumulate)
+        out[o] = e.add(out[o], load_vector(d.outputs[o], p, masks[j]));
+      store_vector(d.outputs[o], out[o], p, masks[j]);
+    }
+  }
+}
+
+// tile(a, b, kk, partial, flags, row, col, bases...): flags bit 0 = earlier
+// partial sums exist, bit 1 = this is the last k block.
+Fn Body::tile(int height, int vectors, int64_t b_stride, int64_t cols) {
+  std::string name = "tile" + std::to_string(height) + "x" +
+                     std::to_string(vectors) + "s" + std::to_string(b_stride) +
+                     "c" + std::to_string(cols);
+  std::vector<Ty> params{Ty::Ptr, Ty::Ptr, Ty::I64, Ty::Ptr,
+                         Ty::I64, Ty::I64, Ty::I64};
+  const size_t fixed = params.size();
+  params.resize(fixed + d.outputs.size() + d.extras.size(), Ty::Ptr);
+  return e.define(name, params, [&](const Vs& args) {
+    V partial = args[3], flags = args[4], row = args[5], col = args[6];
+    Vs bases(args.begin() + fixed, args.end());
+    Vs acc = reduce(args[0], args[1], args[2], height, vectors, b_stride);
+    Vs masks(vectors, nullptr);
+    for (int j = 0; j < vectors; ++j)
+      if (cols < (j + 1) * L) masks[j] = e.mask(e.i(cols - j * L));
+
+    auto finish = [&](const Vs& sums) {
+      if (!d.epilogue) {
+        for (int r = 0; r < height; ++r)
+          finish_row(Vs(&sums[r * vectors], &sums[(r + 1) * vectors]),
+                     e.add(row, r), col, masks, bases);
+        return;
+      }
+      // through the stack and rolled: unrolled epilogues are no faster and
+      // take several times as long to compile
+      V spill = e.local(int64_t(height) * vectors * L * 4);
+      for (size_t q = 0; q < sums.size(); ++q)
+        e.vstore_aligned(DType::F32, sums[q], e.at(spill, int64_t(q) * L));
+      e.loop(e.i(0), e.i(height), 1, [&](V r) {
+        V from = e.at(spill, e.mul(r, vectors * L));
+        Vs row_sums;
+        for (int j = 0; j < vectors; ++j)
+          row_sums.push_back(e.vload_aligned(DType::F32, e.at(from, j * L)));
+        finish_row(row_sums, e.add(row, r), col, masks, bases);
+      });
+    };
+    if (!p.split_k) return finish(acc);
+
+    auto slot = [&](int q) {
+      return e.at(partial, (q / vectors) * p.panel + (q % vectors) * L);
+    };
+    acc = e.if_values(
+        e.ne(e.and_(flags, e.i(1)), e.i(0)),
+        [&] {
+          Vs sums;
+          for (size_t q = 0; q < acc.size(); ++q)
+            sums.push_back(
+                e.add(acc[q], e.vload_aligned(DType::F32, slot(int(q)))));
+          return sums;
+        },
+        [&] { return acc; });
+    e.if_(
+        e.ne(e.and_(flags, e.i(2)), e.i(0)), [&] { finish(acc); },
+        [&] {
+          for (size_t q = 0; q < acc.size(); ++q)
+            e.vstore_aligned(DType::F32, acc[q], slot(int(q)));
+        });
+  });
+}
+
+// All tiles of one panel: `rows` rows from `row` on, a at the first of them.
+void Body::rows_of_block(const Vs& bases, V a, V b, V kk, V partial, V flags,
+                         V row, V rows, V col, int64_t cols, int64_t b_stride) {
+  const int vectors = int((cols + L - 1) / L);
+  const int64_t size = dtype_size(d.a.dtype);
+  auto run_tile = [&](Fn f, V at) {
+    V here = e.at(a, e.mul(at, d.a.row_stride), size);
+    Vs args{here,           b,  kk, e.at(partial, e.mul(at, p.panel)), flags,
+            e.add(row, at), col};
+    args.insert(args.end(), bases.begin(), bases.end());
+    e.call(f, args);
+  };
+  V done = e.i(0);
+  for (int h : p.heights) {
+    Fn f = tile(h, vectors, b_stride, cols);
+    // as many tiles of this height as fit; below the first, at most one or two
+    V end = e.add(rows, 1 - h);
+    done = e.while_(
+        {done}, [&](const Vs& c) { return e.lt(c[0], end); },
+        [&](Vs c) {
+          run_tile(f, c[0]);
+          return Vs{e.add(c[0], h)};
+        })[0];
+  }
+}
+
+// One block of C for one batch index or expert.
+void Body::block(V batch, V group, V row, V rows, V block_n, V k_from,
+                 V k_count) {
+  // offsets of this batch index: mixed radix, last dimension fastest
+  Vs index(d.batch.size(), e.i(0));
+  V rest = batch;
+  for (int i = int(d.batch.size()) - 1; i >= 0; --i) {
+    index[i] = i == 0 ? rest : e.urem(rest, e.i(d.batch[i]));
+    if (i) rest = e.udiv(rest, e.i(d.batch[i]));
+  }
+  auto base = [&](const MatmulOperand& o) {
+    V offset = e.i(o.offset);
+    for (size_t i = 0; i < o.batch_strides.size(); ++i)
+      if (o.batch_strides[i])
+        offset = e.add(offset, e.mul(index[i], o.batch_strides[i]));
+    if (o.group_stride) offset = e.add(offset, e.mul(group, o.group_stride));
+    return e.at(e.buffer(o.buffer), offset, dtype_size(o.dtype));
+  };
+  Vs bases;
+  for (auto& o : d.outputs) bases.push_back(base(o));
+  for (auto& o : d.extras) bases.push_back(base(o));
+  V a = base(d.a), b = base(d.b);
+
+  // Static columns: every task but the last has full panels only.
+  const int64_t panels = p.block_n / p.panel;
+  const int64_t tail = d.n % p.panel;
+  V first = e.mul(block_n, panels);  // panel index
+  V full_end = e.min(e.add(first, panels), e.i(d.n / p.panel));
+
+  auto k_block = [&](V k0, V kk, V flags) {
+    V ak = e.at(a,
+                e.add(e.mul(row, d.a.row_stride),
+                      e.mul(e.add(k_from, k0), d.a.col_stride)),
+                dtype_size(d.a.dtype));
+    auto panel = [&](V index, int64_t cols, bool direct) {
+      V col = e.mul(index, p.panel);
+      V src = element(b, d.b, e.add(k_from, k0), col);
+      V local_index = e.sub(index, first);
+      V partial = e.at(e.at(e.scratch(), p.partial_offset, 1),
+                       e.mul(local_index, p.block_m * p.panel));
+      V packed = src;
+      if (!direct) {
+        packed = e.scratch();
+        e.call(define_pack(e, d, p, cols), {src, packed, kk});
+      }
+      rows_of_block(bases, ak, packed, kk, partial, flags, row, rows, col, cols,
+                    direct ? d.b.row_stride : p.panel);
+    };
+    if (d.n >= p.panel)
+      e.loop(first, full_end, 1, [&](V i) { panel(i, p.panel, p.direct_b); });
+    if (tail)
+      e.if_(e.eq(block_n, e.i(p.blocks_n - 1)),
+            [&] { panel(e.i(d.n / p.panel), tail, false); });
+  };
+  if (!p.split_k) return k_block(e.i(0), k_count, e.i(2));
+  // An empty reduction still runs one block of zero steps, which stores 0.
+  V end = e.max(k_count, e.i(1));
+  e.loop(e.i(0), end, p.block_k, [&](V k0) {
+    V kk = e.min(e.sub(k_count, k0), e.i(p.block_k));
+    V earlier = e.zext(e.gt(k0, e.i(0)), Ty::I64);
+    V last = e.zext(e.ge(e.add(k0, p.block_k), end), Ty::I64);
+    k_block(k0, kk, e.or_(earlier, e.shl(last, e.i(1))));
+  });
+}
+
+void Body::run() {
+  V task = e.task();
+  V block_n = e.urem(task, e.i(p.blocks_n));
+  V rest = e.udiv(task, e.i(p.blocks_n));
+
+  auto offset = [&](V expert) {
+    V v = e.load(DType::I32, e.at(e.buffer(d.offsets_buffer), expert));
+    return e.sext(v, Ty::I64);
+  };
+  if (d.group == MatmulGroup::Rows) {
+    // block number -> expert and its row block; the list is at most
+    // ceil(m / block_m) + experts long, the surplus does nothing
+    Vs found = e.while_(
+        {e.i(0), rest, e.i(0), offset(e.i(0))},
+        [&](const Vs& c) {
+          return e.and_(e.lt(c[0], e.i(d.experts)), e.eq(c[2], e.i(0)));
+        },
+        [&](Vs c) {
+          V next = offset(e.add(c[0], 1));
+          V blocks = e.ceil_div(e.sub(next, c[3]), p.block_m);
+          V here = e.lt(c[1], blocks);
+          return Vs{e.select(here, c[0], e.add(c[0], 1)),
+                    e.select(here, c[1], e.sub(c[1], blocks)),
+                    e.zext(here, Ty::I64), e.select(here, c[3], next)};
+        });
+    e.if_(e.ne(found[2], e.i(0)), [&] {
+      V row = e.add(found[3], e.mul(found[1], p.block_m));
+      V rows = e.min(e.sub(offset(e.add(found[0], 1)), row), e.i(p.block_m));
+      block(e.i(0), found[0], row, rows, block_n, e.i(0), e.i(d.k));
+    });
+    return;
+  }
+  V block_m = e.urem(rest, e.i(p.blocks_m));
+  rest = e.udiv(rest, e.i(p.blocks_m));
+  V row = e.mul(block_m, p.block_m);
+  V rows = e.min(e.sub(e.i(d.m), row), e.i(p.block_m));
+  if (d.group == MatmulGroup::Reduction) {
+    V from = offset(rest);
+    V count = e.sub(offset(e.add(rest, 1)), from);
+    block(e.i(0), rest, row, rows, block_n, from, count);
+    return;
+  }
+  V from = e.mul(rest, p.batch_per_task);
+  V to = e.min(e.add(from, p.batch_per_task), e.i(p.batch));
+  e.loop(from, to, 1, [&](V batch) {
+    block(batch, e.i(0), row, rows, block_n, e.i(0), e.i(d.k));
+  });
+}
+
+}  // namespace
+
+void emit_matmul(Emit& e, const MatmulDesc& d, const MatmulPlan& p) {
+  Body(e, d, p).run();
+}
+
+}  // namespace moec

@@ -1,0 +1,132 @@
+#include "codegen/cpu/peak.h"
+
+#include <time.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "codegen/cpu/emit.h"
+#include "codegen/cpu/jit.h"
+#include "codegen/cpu/target.h"
+
+namespace moec {
+
+namespace {
+
+constexpr int kSteps = 4096;
+constexpr int64_t kStreamBytes = 64 << 20;
+
+// Enough chains to hide the latency (6 cycles at 2 a cycle), few enough for
+// the registers.
+int chains(const Target& t) { return t.registers == 32 ? 24 : 12; }
+
+KernelSpec fma_kernel(const Target& t, bool bf16) {
+  return {.key = bf16 ? "peak bf16" : "peak f32",
+          .emit =
+              [n = chains(t), bf16](Emit& e) {
+                // distinct starts: equal chains would be merged into one
+                Vs acc;
+                for (int c = 0; c < n; ++c)
+                  acc.push_back(e.vload(DType::F32, e.at(e.buffer(0), c)));
+                V x = e.vload(DType::F32, e.at(e.buffer(0), 1));
+                V y = e.vload(DType::F32, e.at(e.buffer(0), 2));
+                acc = e.loop(e.i(0), e.i(kSteps), 1, acc, [&](V, Vs a) {
+                  for (V& v : a)
+                    v = bf16 ? e.dpbf16(v, e.revector(x, Ty::I16),
+                                        e.revector(y, Ty::I16))
+                             : e.fma(x, y, v);
+                  return a;
+                });
+                V sum = acc[0];
+                for (int c = 1; c < n; ++c) sum = e.add(sum, acc[c]);
+                e.vstore(DType::F32, sum, e.buffer(1));
+              },
+          .flops = (bf16 ? 4.0 : 2.0) * t.lanes * chains(t) * kSteps};
+}
+
+KernelSpec stream_kernel(const Target& t, bool copy) {
+  return {.key = copy ? "stream copy" : "stream read",
+          .emit =
+              [copy](Emit& e) {
+                const int L = e.lanes(), unroll = 4;
+                V n = e.i(kStreamBytes / 4);
+                Vs sums = e.loop(e.i(0), n, unroll * L,
+                                 Vs(unroll, e.splat(e.f(0))), [&](V k, Vs s) {
+                                   for (int u = 0; u < unroll; ++u) {
+                                     V at = e.add(k, u * L);
+                                     V v = e.vload_aligned(
+                                         DType::F32, e.at(e.buffer(0), at));
+                                     if (copy)
+                                       e.vstore_aligned(DType::F32, v,
+                                                        e.at(e.buffer(1), at));
+                                     else
+                                       s[u] = e.add(s[u], v);
+                                   }
+                                   return s;
+                                 });
+                V sum = e.add(e.add(sums[0], sums[1]), e.add(sums[2], sums[3]));
+                e.vstore(DType::F32, sum, e.scratch());
+              },
+          .bytes = double(kStreamBytes) * (copy ? 2 : 1)};
+}
+
+// Best units per second over slices that add up to `seconds`.
+double best_rate(KernelFn fn, std::byte* const* buffers, double units,
+                 double seconds) {
+  alignas(64) std::byte scratch[64];
+  double best = 0, spent = 0;
+  for (int round = 0; round < 3 || spent < seconds; ++round) {
+    double start = thread_seconds();
+    fn(buffers, 0, scratch);
+    double took = thread_seconds() - start;
+    spent += took;
+    if (took > 0) best = std::max(best, units / took);
+  }
+  return best;
+}
+
+struct AlignedFree {
+  void operator()(std::byte* p) const { std::free(p); }
+};
+using Buffer = std::unique_ptr<std::byte, AlignedFree>;
+
+Buffer zeros(int64_t bytes) {
+  Buffer b(static_cast<std::byte*>(std::aligned_alloc(64, bytes)));
+  std::fill(b.get(), b.get() + bytes, std::byte{0});
+  return b;
+}
+
+}  // namespace
+
+double thread_seconds() {
+  timespec t;
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+  return double(t.tv_sec) + 1e-9 * double(t.tv_nsec);
+}
+
+double measure_flops(KernelLibrary& lib, bool bf16, double seconds) {
+  KernelSpec spec = fma_kernel(lib.target(), bf16);
+  KernelFn fn = lib.get(spec);
+  // all elements normal, and small enough never to overflow
+  alignas(64) float in[64], out[16];
+  for (int k = 0; k < 64; ++k) in[k] = 1e-3f * float(k + 1);
+  std::byte* buffers[] = {reinterpret_cast<std::byte*>(in),
+                          reinterpret_cast<std::byte*>(out)};
+  return best_rate(fn, buffers, spec.flops, seconds);
+}
+
+Peak measure_peak(KernelLibrary& lib, double seconds) {
+  Peak p;
+  p.f32 = measure_flops(lib, false, seconds);
+  p.bf16 = lib.target().bf16_dot ? measure_flops(lib, true, seconds) : p.f32;
+  Buffer from = zeros(kStreamBytes), to = zeros(kStreamBytes);
+  std::byte* buffers[] = {from.get(), to.get()};
+  for (bool copy : {false, true}) {
+    KernelSpec spec = stream_kernel(lib.target(), copy);
+    (copy ? p.copy : p.read) =
+        best_rate(lib.get(spec), buffers, spec.bytes, seconds);
+  }
+  return p;
+}
+
+}  // namespace moec

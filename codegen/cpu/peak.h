@@ -1,0 +1,28 @@
+// What this machine can do, measured by generated kernels on one thread: the
+// denominators of every share of peak that moec prints.
+#pragma once
+#include <cstdint>
+
+namespace moec {
+
+class KernelLibrary;
+
+struct Peak {
+  double f32 = 0;   // FLOP/s of independent FMA chains in registers
+  double bf16 = 0;  // of the bf16 dot product; equals f32 where emulated
+  double read = 0, copy = 0;  // bytes/s of a stream beyond the caches
+};
+
+// All four, spending about `seconds` on each;
+// the best of many slices of thread CPU time, so that other load on the
+// machine does not lower it.
+Peak measure_peak(KernelLibrary&, double seconds = 0.05);
+
+// The f32 or bf16 rate alone, in a few milliseconds: to be interleaved with
+// what is compared with it.
+double measure_flops(KernelLibrary&, bool bf16, double seconds = 0.005);
+
+// CPU time of this thread in seconds.
+double thread_seconds();
+
+}  // namespace moec
