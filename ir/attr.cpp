@@ -9,7 +9,7 @@ namespace moec {
 
 AttrDef optional(std::string_view name, AttrValue value, std::string_view doc) {
   auto kind = AttrKind(value.index());
-  return {name, kind, doc, false, std::move(value)};
+  return {name, kind, doc, /*required=*/false, std::move(value)};
 }
 
 double canonical_float(double x) {

@@ -25,6 +25,7 @@ struct AttrDef {
   std::string_view doc;
   bool required = true;  // false: `value` is the default, and is not printed
   AttrValue value = false;
+  bool shown = false;  // printed even at its default
 };
 
 inline AttrDef required(std::string_view name, AttrKind kind,
@@ -32,6 +33,10 @@ inline AttrDef required(std::string_view name, AttrKind kind,
   return {name, kind, doc};
 }
 AttrDef optional(std::string_view name, AttrValue value, std::string_view doc);
+inline AttrDef shown(AttrDef a) {
+  a.shown = true;
+  return a;
+}
 
 // What callers give when they make a node.
 using AttrList = std::vector<std::pair<std::string_view, AttrValue>>;

@@ -124,7 +124,8 @@ class Printer {
     const auto& defs = n.def().attrs;
     for (size_t i = 0; i < defs.size(); ++i) {
       const AttrValue& v = n.attrs()[i];
-      if (!defs[i].required && v == defs[i].value) continue;
+      bool is_default = !defs[i].required && v == defs[i].value;
+      if (is_default && !defs[i].shown) continue;
       s += s.empty() ? " {" : ", ";
       s += defs[i].name;
       if (!(std::holds_alternative<bool>(v) && std::get<bool>(v)))

@@ -1,0 +1,370 @@
+// Rotary positions, the causal mask and attention.
+#include <cmath>
+#include <limits>
+
+#include "ir/ops/common.h"
+#include "ir/rope.h"
+
+namespace moec::ops {
+namespace {
+
+using Gradients = absl::Span<const Value>;
+
+// ---- rope ------------------------------------------------------------------
+
+Types infer_rope(const InferArgs& a) {
+  expect_float(a, 0);
+  expect_min_rank(a, 0, 2);
+  const Type& x = a.in[0];
+  if (x.dim(-1) % 2 != 0)
+    user_error("rope: the last dimension of {} should be even", to_string(x));
+  if (a.in.size() > 1) {
+    expect_dtype(a, 1, DType::I32);
+    if (a.in[1].rank() == 2)
+      expect_dims(a, 1, {x.dims[0], x.dim(-2)});
+    else
+      expect_dims(a, 1, {x.dim(-2)});
+    if (a.in[1].rank() == 2 && x.rank() < 3)
+      user_error("rope: positions {} by row need x with rows, not {}",
+                 to_string(a.in[1]), to_string(x));
+  }
+  return {x};
+}
+
+void eval_rope(const EvalArgs& a) {
+  const Type& t = a.in[0]->type;
+  i64 steps = t.dim(-2), width = t.dim(-1), half = width / 2;
+  if (t.numel() == 0) return;
+  i64 matrices = t.numel() / (steps * width);
+  i64 per_row = matrices / (t.rank() > 2 ? t.dims[0] : 1);
+  bool by_row = a.in.size() > 1 && a.in[1]->type.rank() == 2;
+  double sign = a.node.b("inverse") ? -1 : 1;
+  std::vector<float> frequency;
+  for (i64 i = 0; i < half; ++i)
+    frequency.push_back(rope_frequency(a.node.f("theta"), i, width));
+  for (i64 m = 0; m < matrices; ++m)
+    for (i64 s = 0; s < steps; ++s) {
+      double at = double(s);
+      if (a.in.size() > 1)
+        at = a.in[1]->data[by_row ? m / per_row * steps + s : s];
+      const double* x = a.in[0]->data.data() + (m * steps + s) * width;
+      double* y = a.out[0].data.data() + (m * steps + s) * width;
+      for (i64 i = 0; i < half; ++i) {
+        // The angle is rounded to f32 as in the compiled code.
+        auto angle = double(float(at) * frequency[i]);
+        double c = std::cos(angle), d = sign * std::sin(angle);
+        y[i] = x[i] * c - x[i + half] * d;
+        y[i + half] = x[i + half] * c + x[i] * d;
+      }
+    }
+}
+
+Values vjp_rope(Builder& b, Node& n, Gradients dy) {
+  Values in(n.operands().begin(), n.operands().end());
+  in[0] = dy[0];
+  Values g(in.size());
+  g[0] = b.node(Op::Rope, in,
+                {{"theta", n.f("theta")}, {"inverse", !n.b("inverse")}})
+             ->result();
+  return g;
+}
+
+// ---- causal mask -----------------------------------------------------------
+
+Types infer_mask(const InferArgs& a) {
+  expect_float(a, 0);
+  expect_min_rank(a, 0, 2);
+  if (a.in[0].dim(-2) > a.in[0].dim(-1))
+    user_error(
+        "causal_mask: {} has more queries than keys; the first would "
+        "see none",
+        to_string(a.in[0]));
+  if (a.node.i("window") < 0) user_error("causal_mask: window is negative");
+  return {a.in[0]};
+}
+
+void eval_mask(const EvalArgs& a) {
+  const Type& t = a.in[0]->type;
+  i64 queries = t.dim(-2), keys = t.dim(-1), window = a.node.i("window");
+  for (i64 i = 0; i < t.numel(); ++i) {
+    i64 distance = i / keys % queries + keys - queries - i % keys;
+    bool seen = distance >= 0 && (window == 0 || distance < window);
+    a.out[0].data[i] =
+        seen ? a.in[0]->data[i] : -std::numeric_limits<double>::infinity();
+  }
+}
+
+// bool[Tq,Tk]: which keys each query sees.
+Value seen_keys(Builder& b, i64 queries, i64 keys, i64 window) {
+  auto index = [&](i64 axis) {
+    return b.op(Op::Iota, {},
+                {{"shape", std::vector<i64>{queries, keys}}, {"axis", axis}});
+  };
+  Value distance = b.sub(b.add(index(0), double(keys - queries)), index(1));
+  Value seen = b.compare(distance, b.scalar(0, DType::I32), "ge");
+  if (window == 0) return seen;
+  return b.op(
+      Op::And,
+      {seen, b.compare(distance, b.scalar(double(window), DType::I32), "lt")});
+}
+
+Value where_seen(Builder& b, const Node& n, Value x, double otherwise) {
+  const Type& t = n.type();
+  return b.select(seen_keys(b, t.dim(-2), t.dim(-1), n.i("window")), x,
+                  b.scalar(otherwise, t.dtype));
+}
+
+// ---- attention -------------------------------------------------------------
+
+// q[B,H,T,D], k[B,Hkv,Tk,D], v[B,Hkv,Tk,Dv] at operands 0..2, an optional key
+// at operand `key`.
+void expect_heads(const InferArgs& a, int key) {
+  const Type &q = a.in[0], &k = a.in[1], &v = a.in[2];
+  expect_float(a, 0);
+  for (int i : {0, 1, 2}) {
+    expect_rank(a, i, 4);
+    expect_dtype_of(a, i, 0);
+  }
+  auto op = op_of(a);
+  if (k.dims[0] != q.dims[0] || k.dims[3] != q.dims[3])
+    user_error("{}: {} does not fit {}: batch and head width should be equal",
+               op, describe(a, 1), describe(a, 0));
+  if (k.dims[1] == 0 || q.dims[1] % k.dims[1] != 0)
+    user_error("{}: the {} heads of {} are no multiple of the {} of {}", op,
+               q.dims[1], describe(a, 0), k.dims[1], describe(a, 1));
+  if (v.dims[0] != k.dims[0] || v.dims[1] != k.dims[1] ||
+      v.dims[2] != k.dims[2])
+    user_error("{}: {} and {} should differ in the last dimension only", op,
+               describe(a, 1), describe(a, 2));
+  bool causal = a.node.b("causal");
+  if (causal && q.dims[2] > k.dims[2])
+    user_error(
+        "{}: {} has more queries than {} has keys; the first would "
+        "see none",
+        op, describe(a, 0), describe(a, 1));
+  i64 window = a.node.i("window");
+  if (window < 0 || (window > 0 && !causal))
+    user_error("{}: window={} should be 0, or positive and causal", op, window);
+  double p = a.node.f("dropout");
+  if (!(p >= 0 && p < 1))
+    user_error("{}: dropout={} should be in [0, 1)", op, p);
+  bool has_key = int(a.in.size()) > key;
+  if (p > 0 && !has_key) user_error("{}: dropout needs a key operand", op);
+  if (has_key) expect_key(a, key);
+}
+
+Types infer_attention(const InferArgs& a) {
+  expect_heads(a, 3);
+  Type o = a.in[0];
+  o.dims[3] = a.in[2].dims[3];
+  return {o, Type{stat_dtype(o.dtype), leading(o, 1)}};
+}
+
+// q, k, v, o, lse, do, optional key
+Types infer_attention_grad(const InferArgs& a) {
+  expect_heads(a, 6);
+  Dims o = a.in[0].dims;
+  o[3] = a.in[2].dims[3];
+  for (int i : {3, 5}) {
+    expect_dtype_of(a, i, 0);
+    expect_dims(a, i, o);
+  }
+  expect_dtype(a, 4, stat_dtype(a.in[0].dtype));
+  expect_dims(a, 4, leading(a.in[0], 1));
+  return {a.in[0], a.in[1], a.in[2]};
+}
+
+// The primitive graph of one attention node. Query heads that share a kv head
+// are rows of one matrix: [B,H,T,x] <-> [B,Hkv,G T,x].
+struct AttentionGraph {
+  Builder& b;
+  Node& n;
+  Value key;
+  Dims score_dims;  // [B,H,T,Tk]
+
+  AttentionGraph(Builder& builder, Node& node, int key_operand)
+      : b(builder), n(node) {
+    if (n.num_operands() > key_operand) key = n.operand(key_operand);
+    score_dims = n.operand(0).type().dims;
+    score_dims[3] = n.operand(1).type().dims[2];
+  }
+
+  Value group(Value x) const {
+    const Dims& d = x.type().dims;
+    i64 heads = n.operand(1).type().dims[1];
+    if (heads == d[1]) return x;
+    return b.reshape(x, {d[0], heads, d[1] / heads * d[2], d[3]});
+  }
+  Value ungroup(Value x) const {
+    const Dims& q = n.operand(0).type().dims;
+    return b.reshape(x, {q[0], q[1], q[2], x.type().dims[3]});
+  }
+  // scale q k^T, masked: [B,H,T,Tk]
+  Value scores() const {
+    Value s = ungroup(
+        b.matmul(group(n.operand(0)), n.operand(1), false, true, n.f("scale")));
+    if (!n.b("causal")) return s;
+    return b.op(Op::CausalMask, {s}, {{"window", n.i("window")}});
+  }
+  Value dropout(Value p) const {
+    if (n.f("dropout") == 0) return p;
+    return b.op(Op::Dropout, {p, key},
+                {{"p", n.f("dropout")}, {"stream", n.i("stream")}});
+  }
+  Value stats_column(Value rows) const {
+    Dims d = rows.type().dims;
+    d.push_back(1);
+    return b.reshape(rows, d);
+  }
+  // e^(scores - lse), the softmax from its saved statistics, in lse's dtype.
+  Value probabilities(Value lse) const {
+    Value s = b.cast(scores(), lse.type().dtype);
+    return b.exp(b.sub(s, stats_column(lse)));
+  }
+  // dq and dk from the gradient of the scores.
+  Value dq(Value ds) const {
+    return ungroup(
+        b.matmul(group(ds), n.operand(1), false, false, n.f("scale")));
+  }
+  Value dk(Value ds) const {
+    return b.matmul(group(ds), group(n.operand(0)), true, false, n.f("scale"));
+  }
+};
+
+Values decompose_attention(Builder& b, Node& n) {
+  AttentionGraph g(b, n, 3);
+  Value s = g.scores();
+  DType stat = n.type(1).dtype;
+  Value lse = b.op(Op::LogSumExp, {b.cast(s, stat)}, {{"axis", i64(-1)}});
+  Value p = g.dropout(b.softmax(s));
+  return {g.ungroup(b.matmul(g.group(p), n.operand(2))), lse};
+}
+
+// With p the softmax, m the dropout mask and delta = sum(do o) per row:
+//   dv = (p m)^T do,  dp = m (do v^T),  ds = p (dp - delta)
+Values decompose_attention_grad(Builder& b, Node& n) {
+  AttentionGraph g(b, n, 6);
+  Value v = n.operand(2), o = n.operand(3), lse = n.operand(4),
+        dy = n.operand(5);
+  DType t = dy.type().dtype, stat = lse.type().dtype;
+  Value p = g.probabilities(lse);
+  Value dropped = b.cast(g.dropout(p), t);
+  Value dv = b.matmul(g.group(dropped), g.group(dy), true, false);
+  Value dp = g.ungroup(b.matmul(g.group(dy), v, false, true));
+  Value delta = b.sum(b.mul(b.cast(dy, stat), b.cast(o, stat)), {-1}, true);
+  Value ds = b.mul(p, b.sub(g.dropout(b.cast(dp, stat)), delta));
+  ds = b.cast(ds, t);
+  return {g.dq(ds), g.dk(ds), dv};
+}
+
+Values vjp_attention(Builder& b, Node& n, Gradients dy) {
+  Values g(size_t(n.num_operands()));
+  if (dy[0]) {
+    Values in = {n.operand(0), n.operand(1), n.operand(2),
+                 n.result(0),  n.result(1),  dy[0]};
+    if (n.num_operands() > 3) in.push_back(n.operand(3));
+    Node* grad = b.node(Op::AttentionGrad, in, n.attr_list());
+    for (int i : {0, 1, 2}) g[i] = grad->result(i);
+  }
+  if (dy[1]) {  // d lse / d scores is the softmax
+    AttentionGraph graph(b, n, 3);
+    Value p = graph.probabilities(n.result(1));
+    Value ds = b.cast(b.mul(p, graph.stats_column(dy[1])), n.type().dtype);
+    g[0] = add_some(b, g[0], graph.dq(ds));
+    g[1] = add_some(b, g[1], graph.dk(ds));
+  }
+  return g;
+}
+
+Cost attention_cost(const Node& n) {
+  const Dims &q = n.operand(0).type().dims, &v = n.operand(2).type().dims;
+  double pairs = double(q[0] * q[1] * q[2]) * double(v[2]);
+  if (n.b("causal")) pairs /= 2;
+  double flops = 2 * pairs * double(q[3] + v[3]);
+  return io_cost(n, n.op() == Op::Attention ? flops : 2.5 * flops);
+}
+
+const AttrDef kRopeAttrs[] = {
+    optional("theta", 10000.0, "base of the frequencies"),
+    optional("inverse", false, "rotate backwards")};
+const AttrDef kMaskAttrs[] = {
+    optional("window", i64(0), "keys seen, itself included; 0 is all")};
+const AttrDef kAttentionAttrs[] = {
+    optional("causal", false, "query i sees keys j <= i + Tk - T"),
+    optional("window", i64(0), "keys seen, itself included; 0 is all"),
+    optional("scale", 1.0, "factor on q k^T"),
+    optional("dropout", 0.0, "share of probabilities dropped, in [0, 1)"),
+    optional("stream", i64(0), "which of the key's sequences")};
+
+}  // namespace
+
+const OpDef kRope = {
+    .name = "rope",
+    .summary =
+        "Rotates the pairs (x[i], x[i+D/2]) of the last axis by "
+        "position * theta^(-2i/D) (Su et al., 2021), in f32; the "
+        "position is the index on axis -2, or given as [T] or [B,T].",
+    .min_inputs = 1,
+    .max_inputs = 2,
+    .attrs = kRopeAttrs,
+    .operand_names = {"x", "positions"},
+    .infer = infer_rope,
+    .vjp = vjp_rope,
+    .eval = eval_rope,
+    .cost =
+        [](const Node& n) {
+          return io_cost(n, 3.0 * double(n.type().numel()));
+        },
+};
+
+const OpDef kCausalMask = {
+    .name = "causal_mask",
+    .summary =
+        "Scores s[...,Tq,Tk] where 0 <= (i + Tk - Tq) - j < window, "
+        "else -inf.",
+    .min_inputs = 1,
+    .max_inputs = 1,
+    .attrs = kMaskAttrs,
+    .operand_names = {"s"},
+    .infer = infer_mask,
+    .vjp = [](Builder& b, Node& n,
+              Gradients dy) { return Values{where_seen(b, n, dy[0], 0)}; },
+    .decompose =
+        [](Builder& b, Node& n) {
+          double none = -std::numeric_limits<double>::infinity();
+          return Values{where_seen(b, n, n.operand(0), none)};
+        },
+    .eval = eval_mask,
+};
+
+const OpDef kAttention = {
+    .name = "attention",
+    .summary =
+        "softmax(scale q k^T) v, masked and with dropout if asked, and "
+        "the logsumexp of the scores: q[B,H,T,D], k[B,Hkv,Tk,D], "
+        "v[B,Hkv,Tk,Dv]; query head h uses kv head h / (H/Hkv).",
+    .min_inputs = 3,
+    .max_inputs = 4,
+    .traits = kFused,
+    .attrs = kAttentionAttrs,
+    .operand_names = {"q", "k", "v", "key"},
+    .infer = infer_attention,
+    .vjp = vjp_attention,
+    .decompose = decompose_attention,
+    .cost = attention_cost,
+};
+
+const OpDef kAttentionGrad = {
+    .name = "attention_grad",
+    .summary = "dq, dk and dv of attention (Dao et al., 2022).",
+    .min_inputs = 6,
+    .max_inputs = 7,
+    .traits = kFused,
+    .attrs = kAttentionAttrs,
+    .operand_names = {"q", "k", "v", "o", "lse", "do", "key"},
+    .infer = infer_attention_grad,
+    .decompose = decompose_attention_grad,
+    .cost = attention_cost,
+};
+
+}  // namespace moec::ops
