@@ -1,0 +1,182 @@
+#include "codegen/cpu/attention.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "codegen/cpu/attention_emit.h"
+#include "support/error.h"
+#include "support/rng.h"
+
+namespace moec {
+
+void AttentionSpec::set_layout(bool rows_outside_heads) {
+  auto view = [&](int64_t heads, int64_t rows, int64_t dim) {
+    if (rows_outside_heads)
+      return AttentionView{rows * heads * dim, dim, heads * dim};
+    return AttentionView{heads * rows * dim, rows * dim, dim};
+  };
+  q = dq = view(heads, q_len, dim);
+  k = dk = view(kv_heads, k_len, dim);
+  v = dv = view(kv_heads, k_len, value_dim);
+  o = view(heads, q_len, value_dim);
+}
+
+double attention_pairs(const AttentionSpec& s) {
+  if (!s.causal) return double(s.q_len) * double(s.k_len);
+  double pairs = 0;
+  for (int64_t i = 0; i < s.q_len; ++i) {
+    int64_t seen = std::max<int64_t>(0, i + s.k_len - s.q_len + 1);
+    pairs += double(s.window ? std::min(seen, s.window) : seen);
+  }
+  return pairs;
+}
+
+std::string attention_key(const char* kernel, const AttentionSpec& s) {
+  auto view = [](const AttentionView& v) {
+    return fmt::format("{}:{}:{}", v.batch, v.head, v.row);
+  };
+  return fmt::format(
+      "{} f32 b{} h{} kv{} t{}x{} d{}x{} causal={} window={} scale={:a} "
+      "drop={:a}/{} views {} {} {} {} {} {} {}",
+      kernel, s.batch, s.heads, s.kv_heads, s.q_len, s.k_len, s.dim,
+      s.value_dim, int(s.causal), s.window, s.scale, s.dropout, s.stream,
+      view(s.q), view(s.k), view(s.v), view(s.o), view(s.dq), view(s.dk),
+      view(s.dv));
+}
+
+V floor_to(Emit& e, V n, int64_t multiple) {
+  return e.and_(n, e.i(-multiple));
+}
+V ceil_to(Emit& e, V n, int64_t multiple) {
+  return floor_to(e, e.add(n, multiple - 1), multiple);
+}
+V clamp(Emit& e, V n, V low, V high) { return e.min(e.max(n, low), high); }
+
+KeyRange key_range(Emit& e, const AttentionSpec& s, V q0, V kb, V block) {
+  const int R = tile_rows(e.target()), L = e.lanes();
+  V zero = e.i(0);
+  if (!s.causal) return {block, block, block, zero};
+  // position of the panel's first query, counted from the block's first key
+  V rel = e.sub(e.add(q0, s.k_len - s.q_len), kb);
+  KeyRange r;
+  r.end = clamp(e, ceil_to(e, e.add(rel, 2 * L), R), zero, block);
+  r.half = clamp(e, ceil_to(e, e.add(rel, L), R), zero, r.end);
+  r.whole = clamp(e, floor_to(e, e.add(rel, 1), R), zero, r.end);
+  r.low = zero;
+  if (s.window)
+    r.low = clamp(e, ceil_to(e, e.add(rel, 2 * L - s.window), R), zero, r.half);
+  return r;
+}
+
+void for_key_tiles(Emit& e, const AttentionSpec& s, const KeyRange& r,
+                   const TileRange& tiles) {
+  const int R = tile_rows(e.target());
+  const int rest = int(s.k_len % R);
+  V zero = e.i(0), end = floor_to(e, r.end, R);
+  V whole = e.min(r.whole, end), half = e.min(r.half, end);
+  V low = e.min(r.low, end);
+  if (s.window) tiles(R, 2, true, zero, low);
+  tiles(R, 2, false, low, whole);
+  if (s.causal) {
+    tiles(R, 2, true, e.max(low, whole), half);
+    tiles(R, 1, true, e.max(e.max(low, whole), half), end);
+  }
+  if (!rest) return;
+  // the last tile of all keys has fewer rows
+  if (!s.causal) return tiles(rest, 2, false, end, r.end);
+  e.if_(
+      e.gt(r.half, end), [&] { tiles(rest, 2, true, end, r.end); },
+      [&] { tiles(rest, 1, true, end, r.end); });
+}
+
+V lane_mask(Emit& e, const AttentionSpec& s, V rel, int col) {
+  const int L = e.lanes();
+  V lane = e.add(e.iota(Ty::I32), e.i32(col * L));
+  V key = e.splat(e.trunc(rel, Ty::I32));
+  V seen = e.le(key, lane);
+  if (s.window)
+    seen = e.and_(seen, e.lt(e.sub(lane, key), e.splat(e.i32(s.window))));
+  return seen;
+}
+
+Vs philox(Emit& e, V key0, V key1, Vs c) {
+  V m0 = e.i32(0xD2511F53u), m1 = e.i32(0xCD9E8D57u);
+  for (int round = 0; round < 10; ++round) {
+    V a_hi = e.mulhi_u32(c[0], m0), a_lo = e.mul(c[0], m0);
+    V b_hi = e.mulhi_u32(c[2], m1), b_lo = e.mul(c[2], m1);
+    c = {e.xor_(e.xor_(b_hi, c[1]), key0), b_lo,
+         e.xor_(e.xor_(a_hi, c[3]), key1), a_lo};
+    key0 = e.add(key0, e.i32(0x9E3779B9u));
+    key1 = e.add(key1, e.i32(0xBB67AE85u));
+  }
+  return c;
+}
+
+Fn dropout_factors(Emit& e, const AttentionSpec& s, int64_t ld) {
+  // Elements come in tiles of 64 (support/rng.h): block 16 t + l of the tile t
+  // holds its elements l, l + 16, l + 32 and l + 48.
+  const bool aligned = s.k_len % 64 == 0;
+  auto body = [&, aligned, ld](const Vs& a) {
+    V keep_factor = e.splat(e.f(1.0 / (1.0 - s.dropout)));
+    V threshold = e.splat(e.i32(dropout_threshold(s.dropout)));
+    V zero = e.zero(Ty::F32, 0);
+    V stream0 = e.splat(e.i32(s.stream)), stream1 = e.splat(e.i32(s.stream >> 32));
+    auto words = [&](V block) {
+      V low = e.trunc(block, Ty::I32);
+      V high = e.trunc(e.lshr(block, e.i(32)), Ty::I32);
+      return philox(e, a[3], a[4], {low, high, stream0, stream1});
+    };
+    auto factor = [&](V word) {
+      return e.select(e.ult(word, threshold), zero, keep_factor);
+    };
+    V lanes = e.mul(e.iota(Ty::I64), e.splat(e.i(s.k_len)));
+    V first = e.add(e.splat(a[1]), lanes);
+    if (aligned) {
+      e.loop(e.i(0), a[2], 64, [&](V k) {
+        V tile = e.lshr(e.add(first, e.splat(k)), e.splat(e.i(2)));
+        e.loop(e.i(0), e.i(16), 1, [&](V l) {
+          Vs w = words(e.add(tile, e.splat(l)));
+          V p = e.at(a[0], e.mul(e.add(k, l), ld));
+          for (int i = 0; i < 4; ++i)
+            e.vstore(DType::F32, factor(w[i]), e.at(p, i * 16 * ld));
+        });
+      });
+      return;
+    }
+    e.loop(e.i(0), a[2], 1, [&](V k) {
+      V index = e.add(first, e.splat(k));
+      V block = e.add(e.shl(e.lshr(index, e.splat(e.i(6))), e.splat(e.i(4))),
+                      e.and_(index, e.splat(e.i(15))));
+      V which = e.and_(e.lshr(e.trunc(index, Ty::I32), e.i32(4)), e.i32(3));
+      Vs w = words(block);
+      V word = w[0];
+      for (int i = 1; i < 4; ++i)
+        word = e.select(e.eq(which, e.i32(i)), w[i], word);
+      e.vstore(DType::F32, factor(word), e.at(a[0], e.mul(k, ld)));
+    });
+  };
+  return e.define("keep", {Ty::Ptr, Ty::I64, Ty::I64, Ty::I32, Ty::I32}, body);
+}
+
+Fn pack_function(Emit& e, const std::string& name, int64_t stride,
+                 int64_t cols, double scale) {
+  return e.define(name, {Ty::Ptr, Ty::Ptr, Ty::I64}, [&](const Vs& a) {
+    pack_rows(e, clamped_rows(e, a[0], stride, a[2]), cols, a[1],
+              panel_lanes(e.target()),
+              scale == 1 ? nullptr : e.splat(e.f(scale)));
+  });
+}
+
+Fn unpack_function(Emit& e, const std::string& name, int64_t stride,
+                   int64_t cols) {
+  return e.define(
+      name, {Ty::Ptr, Ty::Ptr, Ty::Ptr, Ty::I64}, [&](const Vs& a) {
+        V factor = e.vload(DType::F32, a[1]);
+        unpack_rows(
+            e, a[0], panel_lanes(e.target()), cols, factor,
+            [&](int r) { return e.at(a[2], r * stride); }, a[3]);
+      });
+}
+
+}  // namespace moec

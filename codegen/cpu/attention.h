@@ -1,0 +1,43 @@
+// Flash attention on f32 (Dao et al. 2022, 2023), queries in the vector lanes:
+// S^T[key][query] = K Q^T, so maxima and sums are lane-wise and P^T is the
+// operand of O^T = V^T P^T as it stands. The forward keeps the log-sum-exp
+// only; the backward has one owner per (batch, kv head) and so sums in a fixed
+// order. Key blocks that the mask hides are skipped.
+#pragma once
+#include <cstdint>
+
+#include "codegen/cpu/kernel.h"
+#include "codegen/cpu/target.h"
+
+namespace moec {
+
+// Element strides of a [batch, head, row, channel] view; channels contiguous.
+struct AttentionView {
+  int64_t batch = 0, head = 0, row = 0;
+};
+
+struct AttentionSpec {
+  int64_t batch = 1, heads = 1, kv_heads = 1;
+  int64_t q_len = 1, k_len = 1;   // query i stands at i + k_len - q_len
+  int64_t dim = 1, value_dim = 1;  // channels of q and k, of v and o
+  bool causal = false;
+  int64_t window = 0;  // > 0 needs causal: keys within `window` positions
+  double scale = 1;
+  double dropout = 0;  // element index in [batch, heads, q_len, k_len]
+  int64_t stream = 0;
+  AttentionView q, k, v, o;    // o also for the gradient of the output
+  AttentionView dq, dk, dv;
+
+  // Sets all views to memory in the order [B,H,T,D], or [B,T,H,D].
+  void set_layout(bool rows_outside_heads);
+};
+
+// Buffers: q, k, v, (key u32[2] if dropout > 0), o, lse f32[B,H,T].
+KernelSpec attention_forward(const AttentionSpec&, const Target&);
+// Buffers: q, k, v, o, lse, do, (key), dq, dk, dv.
+KernelSpec attention_backward(const AttentionSpec&, const Target&);
+
+// Pairs (query, key) that the mask lets through, per batch and head.
+double attention_pairs(const AttentionSpec&);
+
+}  // namespace moec

@@ -1,0 +1,58 @@
+// Parts common to the two attention kernels.
+#pragma once
+#include <string>
+
+#include "codegen/cpu/attention.h"
+#include "codegen/cpu/lane_tile.h"
+
+namespace moec {
+
+inline constexpr int64_t kKeyBlock = 128;
+inline constexpr int64_t kQueryBlock = 128;
+inline constexpr double kLog2e = 1.44269504088896340736;
+inline constexpr double kLn2 = 0.69314718055994530942;
+// Stands for -inf in maxima, so that no difference of two of them is NaN.
+inline constexpr double kLowest = -1e30;
+
+std::string attention_key(const char* kernel, const AttentionSpec&);
+
+// Which keys of a block a panel of queries meets. Counts from the block's
+// first key `kb`, all multiples of the tile's rows or the block's end.
+struct KeyRange {
+  V end;    // keys that any lane sees
+  V half;   // keys that the lower half of the lanes sees
+  V whole;  // keys up to which no causal mask is needed
+  V low;    // keys up to which the window's mask is needed
+};
+KeyRange key_range(Emit&, const AttentionSpec&, V q0, V kb, V block);
+
+// Calls tiles(rows, cols, masked, from, to) for the ranges of key tiles.
+using TileRange =
+    std::function<void(int rows, int cols, bool masked, V from, V to)>;
+void for_key_tiles(Emit&, const AttentionSpec&, const KeyRange&,
+                   const TileRange& tiles);
+
+// Lane mask of key `rel` against a vector of queries whose first has number
+// 0: rel = key - (query 0's position). i64 scalar.
+V lane_mask(Emit&, const AttentionSpec&, V rel, int col);
+
+// Function keep(factors, first, n, key0, key1): factors[k * ld + lane] = 0 or
+// 1 / (1 - dropout) for n keys and lanes() queries; `first` is the element
+// index of lane 0 and key 0. Where k_len % 64 == 0 so must be first's key, and
+// n is rounded up to 64.
+Fn dropout_factors(Emit&, const AttentionSpec&, int64_t ld);
+// Ten Philox rounds on vectors of counters.
+Vs philox(Emit&, V key0, V key1, Vs counter);
+
+// Functions pack(src, dst, count) and unpack(src, factor, dst, count) of a
+// half panel; strides and factors are fixed by the arguments.
+Fn pack_function(Emit&, const std::string& name, int64_t stride, int64_t cols,
+                 double scale);
+Fn unpack_function(Emit&, const std::string& name, int64_t stride,
+                   int64_t cols);
+
+V floor_to(Emit&, V n, int64_t multiple);  // a power of two; any sign
+V ceil_to(Emit&, V n, int64_t multiple);
+V clamp(Emit&, V n, V low, V high);
+
+}  // namespace moec

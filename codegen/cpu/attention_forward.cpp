@@ -1,0 +1,242 @@
+#include "codegen/cpu/attention_emit.h"
+#include "support/error.h"
+
+namespace moec {
+
+namespace {
+
+// Scratch, in f32: Q^T [D][panel], scores [block][panel], O^T [Dv][panel],
+// statistics of the online softmax, dropout factors like the scores.
+struct Layout {
+  int64_t q, p, o, stats, keep, end;
+  Layout(const AttentionSpec& s, int64_t panel) {
+    q = 0;
+    p = q + s.dim * panel;
+    o = p + kKeyBlock * panel;
+    stats = o + s.value_dim * panel;
+    keep = stats + 4 * panel;
+    end = keep + (s.dropout > 0 ? kKeyBlock * panel : 0);
+  }
+};
+enum Stat { kMax, kSum, kNewMax, kAlpha };  // rows of the statistics
+
+struct Forward {
+  Emit& e;
+  const AttentionSpec& s;
+  const int L = e.lanes(), panel = 2 * L, rows = tile_rows(e.target());
+
+  // scores(K, Qt, P, new_max, rel, from, to): tiles of keys from .. to
+  Fn scores(int R, int C, bool masked) {
+    std::string name = "s" + std::to_string(R) + std::to_string(C) +
+                       (masked ? "m" : "");
+    std::vector<Ty> params = {Ty::Ptr, Ty::Ptr, Ty::Ptr, Ty::Ptr,
+                              Ty::I64, Ty::I64, Ty::I64};
+    return e.define(name, params, [&, R, C, masked](const Vs& a) {
+      LaneTile t{R, C, L};
+      Vs best;
+      for (int j = 0; j < C; ++j)
+        best.push_back(e.vload(DType::F32, e.at(a[3], j * L)));
+      best = e.loop(a[5], a[6], R, best, [&](V k, Vs best) {
+        V keys = e.at(a[0], e.mul(k, s.k.row));
+        Vs c = tile_product(e, t, zero_tile(e, t), {{keys, s.k.row, 1}},
+                                a[1], panel, e.i(s.dim));
+        V to = e.at(a[2], e.mul(k, panel));
+        for (int i = 0; i < R; ++i)
+          for (int j = 0; j < C; ++j) {
+            V& x = c[i * C + j];
+            if (masked) {
+              V seen = lane_mask(e, s, e.add(e.add(a[4], k), i), j);
+              x = e.select(seen, x, e.splat(e.f(-INFINITY)));
+            }
+            e.vstore(DType::F32, x, e.at(to, i * panel + j * L));
+          }
+        for (int j = 0; j < C; ++j) {
+          Vs column;
+          for (int i = 0; i < R; ++i) column.push_back(c[i * C + j]);
+          for (size_t n = column.size(); n > 1; n = (n + 1) / 2)
+            for (size_t i = 0; i < n / 2; ++i)
+              column[i] = e.max(column[i], column[n - 1 - i]);
+          best[j] = e.max(column[0], best[j]);
+        }
+        return best;
+      });
+      for (int j = 0; j < C; ++j)
+        e.vstore(DType::F32, best[j], e.at(a[3], j * L));
+    });
+  }
+
+  // soften(P, stats, n): exponentials in place of n scores of lanes() queries,
+  // their sum, and the factor of what was summed before
+  Fn soften() {
+    return e.define(
+        "soften", {Ty::Ptr, Ty::Ptr, Ty::I64}, [&](const Vs& a) {
+          auto stat = [&](Stat k) { return e.at(a[1], k * panel); };
+          V best = e.vload(DType::F32, stat(kNewMax));
+          V alpha = exp2_fast(
+              e, e.sub(e.vload(DType::F32, stat(kMax)), best));
+          V sum = e.mul(e.vload(DType::F32, stat(kSum)), alpha);
+          auto step = [&](V k, Vs sums) {  // one exponential per sum
+            V p = e.at(a[0], e.mul(k, panel));
+            const int n = sums.size() == 1 ? 1 : 4;
+            Vs x;
+            for (int u = 0; u < n; ++u)
+              x.push_back(exp2_fast(
+                  e, e.sub(e.vload(DType::F32, e.at(p, u * panel)), best)));
+            for (int u = 0; u < n; ++u)
+              e.vstore(DType::F32, x[u], e.at(p, u * panel));
+            if (n == 1) return Vs{e.add(sums[0], x[0])};
+            return Vs{e.add(sums[0], e.add(x[0], x[1])),
+                          e.add(sums[1], e.add(x[2], x[3]))};
+          };
+          V whole = floor_to(e, a[2], 4);
+          Vs sums =
+              e.loop(e.i(0), whole, 4, {sum, e.zero(Ty::F32, 0)}, step);
+          sums = e.loop(whole, a[2], 1, {e.add(sums[0], sums[1])}, step);
+          e.vstore(DType::F32, best, stat(kMax));
+          e.vstore(DType::F32, sums[0], stat(kSum));
+          e.vstore(DType::F32, alpha, stat(kAlpha));
+        });
+  }
+
+  // values(V, P, Ot, alpha, n): Ot = alpha Ot + V^T P over n keys
+  Fn values(int C, bool rescale) {
+    std::string name = "v" + std::to_string(C) + (rescale ? "a" : "");
+    std::vector<Ty> params = {Ty::Ptr, Ty::Ptr, Ty::Ptr, Ty::Ptr, Ty::I64};
+    return e.define(name, params, [&, C, rescale](const Vs& a) {
+      Vs alpha;
+      for (int j = 0; j < C; ++j)
+        alpha.push_back(e.vload(DType::F32, e.at(a[3], j * L)));
+      auto block = [&](V d, int R) {
+        LaneTile t{R, C, L};
+        V to = e.at(a[2], e.mul(d, panel));
+        Vs c = load_tile(e, t, to, panel);
+        if (rescale)
+          for (int i = 0; i < R * C; ++i) c[i] = e.mul(c[i], alpha[i % C]);
+        c = tile_product(e, t, c, {{e.at(a[0], d), 1, s.v.row}}, a[1], panel,
+                         a[4]);
+        store_tile(e, t, c, to, panel);
+      };
+      const int64_t whole = s.value_dim / rows * rows;
+      if (whole) e.loop(e.i(0), e.i(whole), rows, [&](V d) { block(d, rows); });
+      if (whole < s.value_dim) block(e.i(whole), int(s.value_dim - whole));
+    });
+  }
+
+  void kernel() {
+    const Layout at(s, panel);
+    const int64_t panels = (s.q_len + panel - 1) / panel;
+    const bool drop = s.dropout > 0;
+    auto part = [&](int64_t offset) { return e.at(e.scratch(), offset); };
+    // the last panels have most keys: they come first
+    V bh = e.div(e.task(), e.i(panels));
+    V p = e.sub(e.i(panels - 1), e.rem(e.task(), e.i(panels)));
+    V b = e.div(bh, e.i(s.heads)), h = e.rem(bh, e.i(s.heads));
+    V kv = e.div(h, e.i(s.heads / s.kv_heads));
+    V q0 = e.mul(p, panel), count = e.min(e.sub(e.i(s.q_len), q0), e.i(panel));
+    auto view = [&](int buffer, const AttentionView& v, V head, V row) {
+      V index = e.add(e.mul(b, v.batch), e.mul(head, v.head));
+      return e.at(e.buffer(buffer), e.add(index, e.mul(row, v.row)));
+    };
+    V zero = e.i(0);
+    V q = view(0, s.q, h, q0), k = view(1, s.k, kv, zero);
+    V v = view(2, s.v, kv, zero), o = view(3 + drop, s.o, h, q0);
+    V lse = e.at(e.buffer(4 + drop), e.add(e.mul(bh, s.q_len), q0));
+    V qt = part(at.q), pt = part(at.p), ot = part(at.o), stats = part(at.stats);
+    auto stat = [&](Stat k) { return e.at(stats, k * panel); };
+
+    Fn pack = pack_function(e, "pack", s.q.row, s.dim, s.scale * kLog2e);
+    for (int j = 0; j < 2; ++j) {
+      e.call(pack, {e.at(q, j * L * s.q.row), e.at(qt, j * L),
+                    e.add(count, -j * L)});
+      for (Stat k : {kMax, kNewMax})
+        e.vstore(DType::F32, e.splat(e.f(kLowest)), e.at(stat(k), j * L));
+      e.vstore(DType::F32, e.zero(Ty::F32, 0), e.at(stat(kSum), j * L));
+    }
+    zero_fill(e, ot, e.i(s.value_dim * panel));
+
+    const int64_t shift = s.k_len - s.q_len;
+    V from = zero, to = e.i(s.k_len);
+    if (s.causal) to = e.min(to, e.add(q0, panel + shift));
+    if (s.window)
+      from = floor_to(e, e.max(zero, e.add(q0, shift - s.window + 1)), 64);
+    V key0 = nullptr, key1 = nullptr;
+    if (drop) {
+      key0 = e.load(DType::U32, e.buffer(3));
+      key1 = e.load(DType::U32, e.at(e.buffer(3), 1));
+    }
+    e.loop(from, to, kKeyBlock, [&](V kb) {
+      V block = e.min(e.i(kKeyBlock), e.sub(e.i(s.k_len), kb));
+      KeyRange r = key_range(e, s, q0, kb, block);
+      V rel = e.sub(kb, e.add(q0, shift));
+      V keys = e.at(k, e.mul(kb, s.k.row));
+      for_key_tiles(e, s, r, [&](int R, int C, bool masked, V from, V to) {
+        const int skip = C == 2 ? 0 : L;  // the upper half of the lanes alone
+        e.call(scores(R, C, masked),
+               {keys, e.at(qt, skip), e.at(pt, skip),
+                e.at(stat(kNewMax), skip), e.add(rel, -skip), from, to});
+      });
+      Fn soft = soften();
+      e.call(soft, {pt, stats, r.half});
+      e.call(soft, {e.at(pt, L), e.at(stats, L), r.end});
+      if (drop) {
+        V factors = part(at.keep);
+        V row = e.mul(e.add(e.mul(bh, s.q_len), q0), s.k_len);
+        for (int j = 0; j < 2; ++j)
+          e.call(dropout_factors(e, s, panel),
+                 {e.at(factors, j * L), e.add(e.add(row, j * L * s.k_len), kb),
+                  r.end, key0, key1});
+        for (int j = 0; j < 2; ++j)
+          e.loop(zero, j ? r.end : r.half, 1, [&](V n) {
+            V i = e.add(e.mul(n, panel), j * L);
+            V x = e.mul(e.vload(DType::F32, e.at(pt, i)),
+                        e.vload(DType::F32, e.at(factors, i)));
+            e.vstore(DType::F32, x, e.at(pt, i));
+          });
+      }
+      V rows_of_v = e.at(v, e.mul(kb, s.v.row));
+      e.call(values(2, true), {rows_of_v, pt, ot, stat(kAlpha), r.half});
+      if (s.causal)
+        e.if_(e.lt(r.half, r.end), [&] {
+          V done = e.mul(r.half, s.v.row);
+          e.call(values(1, false),
+                 {e.at(rows_of_v, done),
+                  e.at(e.at(pt, L), e.mul(r.half, panel)), e.at(ot, L),
+                  e.at(stat(kAlpha), L), e.sub(r.end, r.half)});
+        });
+    });
+
+    for (int j = 0; j < 2; ++j) {
+      V sum = e.vload(DType::F32, e.at(stat(kSum), j * L));
+      V best = e.vload(DType::F32, e.at(stat(kMax), j * L));
+      e.vstore(DType::F32, e.fma(best, e.f(kLn2), e.log(sum)),
+               e.at(lse, j * L), e.mask(e.add(count, -j * L)));
+      e.vstore(DType::F32, e.div(e.f(1), sum), e.at(stat(kAlpha), j * L));
+    }
+    Fn unpack = unpack_function(e, "unpack", s.o.row, s.value_dim);
+    for (int j = 0; j < 2; ++j)
+      e.call(unpack,
+             {e.at(ot, j * L), e.at(stat(kAlpha), j * L),
+              e.at(o, j * L * s.o.row), e.add(count, -j * L)});
+  }
+};
+
+}  // namespace
+
+KernelSpec attention_forward(const AttentionSpec& s, const Target& target) {
+  MOEC_CHECK(s.window == 0 || s.causal);
+  const int64_t panel = panel_lanes(target);
+  const int64_t panels = (s.q_len + panel - 1) / panel;
+  const double pairs = attention_pairs(s) * double(s.batch * s.heads);
+  KernelSpec spec;
+  spec.key = attention_key("attention", s);
+  spec.emit = [s](Emit& e) { Forward{e, s}.kernel(); };
+  spec.tasks = s.batch * s.heads * panels;
+  spec.scratch_bytes = 4 * Layout(s, panel).end;
+  spec.flops = 2 * pairs * double(s.dim + s.value_dim);
+  spec.bytes = 4.0 * double(s.batch) *
+               (double(s.heads * s.q_len) * double(s.dim + s.value_dim + 1) +
+                double(s.kv_heads * s.k_len) * double(s.dim + s.value_dim));
+  return spec;
+}
+
+}  // namespace moec

@@ -1,0 +1,174 @@
+#include "codegen/cpu/lane_tile.h"
+
+#include "support/error.h"
+
+namespace moec {
+
+namespace {
+
+V column_mask(LaneTile t, int col, V mask) {
+  return col == t.cols - 1 ? mask : nullptr;
+}
+
+}  // namespace
+
+Vs zero_tile(Emit& e, LaneTile t) {
+  return Vs(size_t(t.rows) * t.cols, e.zero(Ty::F32, t.width));
+}
+
+Vs load_tile(Emit& e, LaneTile t, V p, int64_t ld, V mask) {
+  Vs acc;
+  for (int i = 0; i < t.rows; ++i)
+    for (int j = 0; j < t.cols; ++j)
+      acc.push_back(e.vload(DType::F32, e.at(p, i * ld + j * t.width),
+                            column_mask(t, j, mask), t.width));
+  return acc;
+}
+
+void store_tile(Emit& e, LaneTile t, const Vs& acc, V p, int64_t ld,
+                V mask) {
+  for (int i = 0; i < t.rows; ++i)
+    for (int j = 0; j < t.cols; ++j)
+      e.vstore(DType::F32, acc[i * t.cols + j],
+               e.at(p, i * ld + j * t.width), column_mask(t, j, mask));
+}
+
+Vs tile_product(Emit& e, LaneTile t, Vs acc,
+                    const std::vector<Bcast>& a, V b, int64_t ldb, V count,
+                    V mask, const std::vector<V>& prefetch) {
+  const int groups = int(a.size()), per_group = t.rows / groups;
+  MOEC_CHECK(per_group * groups == t.rows);
+  // carried: sums, then the running addresses of B and of each group of A
+  Vs carried = std::move(acc);
+  const size_t sums = carried.size();
+  carried.push_back(b);
+  for (const Bcast& g : a) carried.push_back(g.base);
+  for (V p : prefetch) carried.push_back(p);
+  auto step = [&](Vs c, int u) {
+    V pb = e.at(c[sums], u * ldb);
+    Vs lanes;
+    for (int j = 0; j < t.cols; ++j)
+      lanes.push_back(e.vload(DType::F32, e.at(pb, j * t.width),
+                              column_mask(t, j, mask), t.width));
+    for (int g = 0; g < groups; ++g)
+      for (int r = 0; r < per_group; ++r) {
+        V scalar = e.load(DType::F32, e.at(c[sums + 1 + g],
+                                           r * a[g].row_stride + u * a[g].step));
+        V row = e.splat(scalar, t.width);
+        for (int j = 0; j < t.cols; ++j) {
+          V& sum = c[size_t(g * per_group + r) * t.cols + j];
+          sum = e.fma(row, lanes[j], sum);
+        }
+      }
+    return c;
+  };
+  auto advance = [&](Vs c, int steps) {
+    c[sums] = e.at(c[sums], steps * ldb);
+    for (int g = 0; g < groups; ++g)
+      c[sums + 1 + g] = e.at(c[sums + 1 + g], steps * a[g].step);
+    return c;
+  };
+  if (prefetch.empty()) {
+    carried = e.loop(e.i(0), count, 1, carried, [&](V, Vs c) {
+      return advance(step(std::move(c), 0), 1);
+    });
+  } else {
+    V even = e.and_(count, e.i(-2));
+    carried = e.loop(e.i(0), even, 2, carried, [&](V, Vs c) {
+      for (size_t k = sums + 1 + groups; k < c.size(); ++k) {
+        e.prefetch(c[k], 2);
+        c[k] = e.at(c[k], 16);
+      }
+      return advance(step(step(std::move(c), 0), 1), 2);
+    });
+    carried = e.loop(even, count, 1, carried, [&](V, Vs c) {
+      return advance(step(std::move(c), 0), 1);
+    });
+  }
+  carried.resize(sums);
+  return carried;
+}
+
+Vs clamped_rows(Emit& e, V base, int64_t stride, V count) {
+  Vs rows;
+  V last = e.add(count, -1);
+  for (int r = 0; r < e.lanes(); ++r)
+    rows.push_back(e.at(base, e.mul(e.min(e.i(r), last), stride)));
+  return rows;
+}
+
+void pack_rows(Emit& e, const Vs& rows, int64_t cols, V dst, int64_t ld,
+               V scale) {
+  const int L = e.lanes();
+  auto block = [&](V c, int n) {
+    V mask = n < L ? e.mask(e.i(n)) : nullptr;
+    Vs v;
+    for (V row : rows) {
+      V x = e.vload(DType::F32, e.at(row, c), mask, L);
+      v.push_back(scale ? e.mul(x, scale) : x);
+    }
+    v = e.transpose(v);
+    V p = e.at(dst, e.mul(c, ld));
+    for (int k = 0; k < n; ++k) e.vstore(DType::F32, v[k], e.at(p, k * ld));
+  };
+  const int64_t whole = cols / L * L;
+  if (whole) e.loop(e.i(0), e.i(whole), L, [&](V c) { block(c, L); });
+  if (whole < cols) block(e.i(whole), int(cols - whole));
+}
+
+void unpack_rows(Emit& e, V src, int64_t ld, int64_t cols, V factor,
+                 const std::function<V(int)>& row, V count) {
+  const int L = e.lanes();
+  Vs to;
+  for (int r = 0; r < L; ++r) to.push_back(row(r));
+  auto block = [&](V c, int n) {
+    V p = e.at(src, e.mul(c, ld));
+    Vs v;
+    for (int k = 0; k < L; ++k) {
+      V x = k < n ? e.vload(DType::F32, e.at(p, k * ld)) : e.zero(Ty::F32, 0);
+      v.push_back(factor ? e.mul(x, factor) : x);
+    }
+    v = e.transpose(v);
+    V mask = n < L ? e.mask(e.i(n)) : nullptr;
+    e.if_(
+        e.ge(count, e.i(L)),
+        [&] {
+          for (int r = 0; r < L; ++r)
+            e.vstore(DType::F32, v[r], e.at(to[r], c), mask);
+        },
+        [&] {
+          for (int r = 0; r < L; ++r)
+            e.if_(e.lt(e.i(r), count), [&] {
+              e.vstore(DType::F32, v[r], e.at(to[r], c), mask);
+            });
+        });
+  };
+  const int64_t whole = cols / L * L;
+  if (whole) e.loop(e.i(0), e.i(whole), L, [&](V c) { block(c, L); });
+  if (whole < cols) block(e.i(whole), int(cols - whole));
+}
+
+void zero_fill(Emit& e, V p, V count) {
+  const int L = e.lanes();
+  V whole = e.mul(e.div(count, e.i(L)), L);
+  e.loop(e.i(0), whole, L, [&](V k) {
+    e.vstore(DType::F32, e.zero(Ty::F32, 0), e.at(p, k));
+  });
+  e.loop(whole, count, 1,
+         [&](V k) { e.store(DType::F32, e.f(0), e.at(p, k)); });
+}
+
+V exp2_fast(Emit& e, V x) {
+  // the exponent field n + 127 is 0 for the smallest x: a factor of zero
+  V magic = e.f(12582912.0 + 127);
+  x = e.max(e.f(-127), x);
+  V t = e.add(x, magic);
+  V r = e.sub(x, e.sub(t, magic));
+  V p = e.f(1.3276470126e-3);
+  for (double c : {9.6755418926e-3, 5.5507134646e-2, 2.4022120237e-1,
+                   6.9314694405e-1, 1.0000001192})
+    p = e.fma(p, r, e.f(c));
+  return e.mul(p, e.bits(e.shl(e.bits(t, Ty::I32), e.i32(23)), Ty::F32));
+}
+
+}  // namespace moec

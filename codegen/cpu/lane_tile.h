@@ -1,0 +1,61 @@
+// Building blocks of the fused kernels, in the tokens-in-lanes orientation:
+// a tile is rows x cols vectors, C[row][lane] += A[row][k] * B[k][lane], where
+// B is a panel of 2 * lanes() tokens and A is broadcast from plain row-major
+// memory along either axis. Sums over lanes never cross lanes, each output is
+// the next product's operand, and one copy of a weight serves all directions.
+#pragma once
+#include <vector>
+
+#include "codegen/cpu/emit.h"
+#include "codegen/cpu/target.h"
+
+namespace moec {
+
+struct LaneTile {
+  int rows = 8, cols = 2, width = 16;  // width: lanes of one vector
+  int lanes() const { return cols * width; }
+};
+
+// Rows of a full tile: 8 where 32 registers hold the sums, else 4.
+inline int tile_rows(const Target& t) { return t.registers >= 32 ? 8 : 4; }
+// Tokens of a panel.
+inline int panel_lanes(const Target& t) { return 2 * t.lanes; }
+
+// Element (row, k) of the broadcast operand: base[row * row_stride +
+// k * step], in f32 elements.
+struct Bcast {
+  V base;
+  int64_t row_stride, step;
+};
+
+// Sums are held row by row: acc[row * cols + col].
+Vs zero_tile(Emit&, LaneTile);
+Vs load_tile(Emit&, LaneTile, V p, int64_t ld, V mask = nullptr);
+void store_tile(Emit&, LaneTile, const Vs& acc, V p, int64_t ld,
+                V mask = nullptr);
+
+// acc += A B over `count` steps; b has row stride `ldb`. The groups of `a`
+// share the rows equally. `mask` masks the last column's loads. Each of
+// `prefetch` is an address of which a line per two steps is fetched to L2.
+Vs tile_product(Emit&, LaneTile, Vs acc, const std::vector<Bcast>& a,
+                    V b, int64_t ldb, V count, V mask = nullptr,
+                    const std::vector<V>& prefetch = {});
+
+// Addresses of lanes() rows base + min(r, count - 1) * stride elements.
+Vs clamped_rows(Emit&, V base, int64_t stride, V count);
+// Transposes `cols` columns of lanes() rows: dst[c * ld + r] = scale *
+// rows[r][c].
+void pack_rows(Emit&, const Vs& rows, int64_t cols, V dst, int64_t ld,
+               V scale = nullptr);
+// The inverse: row r < count gets factor[r] * src[c * ld + r], where factor
+// is a vector of lanes() or null. Rows from `count` on are not touched.
+void unpack_rows(Emit&, V src, int64_t ld, int64_t cols, V factor,
+                 const std::function<V(int)>& row, V count);
+
+// Zeroes `count` f32 elements.
+void zero_fill(Emit&, V p, V count);
+
+// 2^x for x < 127; exactly 0 below -126.5; relative error 1.2e-7.
+V exp2_fast(Emit&, V x);
+
+}  // namespace moec
