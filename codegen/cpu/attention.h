@@ -25,8 +25,8 @@ struct AttentionSpec {
   double scale = 1;
   double dropout = 0;  // element index in [batch, heads, q_len, k_len]
   int64_t stream = 0;
-  AttentionView q, k, v, o;    // o also for the gradient of the output
-  AttentionView dq, dk, dv;
+  // o also for the gradient of the output
+  AttentionView q = {}, k = {}, v = {}, o = {}, dq = {}, dk = {}, dv = {};
 
   // Sets all views to memory in the order [B,H,T,D], or [B,T,H,D].
   void set_layout(bool rows_outside_heads);

@@ -172,7 +172,7 @@ void bench(KernelLibrary& lib, AttentionSpec s) {
   KernelSpec forward = attention_forward(s, lib.target());
   KernelSpec backward = attention_backward(s, lib.target());
   KernelFn f = lib.get(forward), b = lib.get(backward);
-  double tf = 1e9, tb = 1e9, peak = measure_peak(lib);
+  double tf = 1e9, tb = 1e9, peak = measure_flops(lib, false);
   OneThread thread;
   for (int r = 0; r < 9; ++r) {
     double start = thread_seconds();
@@ -182,7 +182,7 @@ void bench(KernelLibrary& lib, AttentionSpec s) {
     tf = std::min(tf, middle - start);
     tb = std::min(tb, thread_seconds() - middle);
   }
-  peak = std::max(peak, measure_peak(lib));
+  peak = std::max(peak, measure_flops(lib, false));
   // the convention of the field: half of all pairs under a causal mask
   double pairs = double(s.batch * s.heads * s.q_len) * double(s.k_len) / 2;
   double ff = 2 * pairs * double(s.dim + s.value_dim), fb = 2.5 * ff;

@@ -1,21 +1,15 @@
 // Runs kernels of a launch plan on one thread, for tests and benches.
 #pragma once
-#include <ctime>
-
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <random>
 #include <vector>
 
 #include "codegen/cpu/jit.h"
+#include "codegen/cpu/peak.h"
 
 namespace moec {
-
-inline double thread_seconds() {
-  timespec t;
-  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
-  return double(t.tv_sec) + 1e-9 * double(t.tv_nsec);
-}
 
 inline std::vector<float> random_floats(size_t n, unsigned seed,
                                         float scale = 1) {
@@ -49,36 +43,6 @@ double relative_error(const A& want, const B& got) {
     error += d * d, norm += double(want[i]) * double(want[i]);
   }
   return std::sqrt(error / norm);
-}
-
-// f32 FLOP/s of one core: independent chains of FMA, best of several.
-inline double measure_peak(KernelLibrary& lib) {
-  const int chains = 12;
-  const int64_t steps = 100000;
-  const Target& t = lib.target();
-  KernelFn fn = lib.get(KernelSpec{
-      .key = "bench peak fma", .emit = [&](Emit& e) {
-        Vs v;
-        for (int i = 0; i < chains; ++i)
-          v.push_back(e.splat(e.f(1e-9 * (i + 1))));
-        V x = e.vload(DType::F32, e.buffer(0));
-        v = e.loop(e.i(0), e.i(steps), 1, v, [&](V, Vs c) {
-          for (V& s : c) s = e.fma(s, x, x);
-          return c;
-        });
-        for (int i = 0; i < chains; ++i)
-          e.vstore(DType::F32, v[i], e.at(e.buffer(0), 16 * (i + 1)));
-      }});
-  std::vector<float> data(16 * (chains + 1), 0.5f);
-  void* p = data.data();
-  double best = 0;
-  for (int r = 0; r < 10; ++r) {
-    double start = thread_seconds();
-    fn(reinterpret_cast<std::byte* const*>(&p), 0, nullptr);
-    best = std::max(best, 2.0 * double(chains * steps * t.lanes) /
-                              (thread_seconds() - start));
-  }
-  return best;
 }
 
 }  // namespace moec
