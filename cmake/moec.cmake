@@ -1,10 +1,11 @@
 # moec_library(NAME FILES... DEPS targets...): one static library per folder,
-# with the source root as its include path.
+# with the source root as its include path. Installed, a header stands at
+# <moec/FOLDER/NAME.h>.
 function(moec_library name)
   cmake_parse_arguments(A "" "" "FILES;DEPS" ${ARGN})
   set(files)
   foreach(file ${A_FILES})
-    if(EXISTS ${CMAKE_CURRENT_SOURCE_DIR}/${file})
+    if(IS_ABSOLUTE ${file} OR EXISTS ${CMAKE_CURRENT_SOURCE_DIR}/${file})
       list(APPEND files ${file})
     else()
       message(WARNING "${CMAKE_CURRENT_SOURCE_DIR}/${file} is missing")
@@ -19,8 +20,16 @@ function(moec_library name)
                         POSITION_INDEPENDENT_CODE ON)
   target_include_directories(moec_${name} PUBLIC
     $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}>
+    $<INSTALL_INTERFACE:include>
     $<INSTALL_INTERFACE:include/moec>)
+  target_compile_features(moec_${name} PUBLIC cxx_std_20)
   target_link_libraries(moec_${name} PUBLIC ${A_DEPS})
+  install(TARGETS moec_${name} EXPORT moecTargets)
+  cmake_path(RELATIVE_PATH CMAKE_CURRENT_SOURCE_DIR
+             BASE_DIRECTORY ${PROJECT_SOURCE_DIR} OUTPUT_VARIABLE folder)
+  install(DIRECTORY ${CMAKE_CURRENT_SOURCE_DIR}/
+          DESTINATION include/moec/${folder}
+          FILES_MATCHING PATTERN *.h PATTERN *.def)
 endfunction()
 
 # moec_test(NAME FILES... DEPS targets...): a doctest program test_NAME, run by
