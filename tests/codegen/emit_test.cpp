@@ -116,10 +116,10 @@ TEST_CASE("transpose, strided access, reductions, branches, calls") {
     run_kernel(
         t,
         [&](Emit& e) {
-          Values rows;
+          Vs rows;
           for (int r = 0; r < L; ++r)
             rows.push_back(e.vload(DType::F32, e.at(e.buffer(0), r * L)));
-          Values cols = e.transpose(rows);
+          Vs cols = e.transpose(rows);
           for (int r = 0; r < L; ++r)
             e.vstore(DType::F32, cols[r], e.at(e.buffer(1), r * L));
           V m = e.mask(e.i(L - 1));
@@ -127,20 +127,20 @@ TEST_CASE("transpose, strided access, reductions, branches, calls") {
           e.vstore_strided(DType::F32, col, e.at(e.buffer(2), 1), e.i(L), m);
           e.store(DType::F32, e.hsum(rows[1]), e.buffer(3));
           e.store(DType::F32, e.hmax(rows[1]), e.at(e.buffer(3), 1));
-          Fn f = e.define("twice", {Ty::Ptr, Ty::F32}, [&](const Values& a) {
+          Fn f = e.define("twice", {Ty::Ptr, Ty::F32}, [&](const Vs& a) {
             e.store(DType::F32, e.add(a[1], a[1]), a[0]);
           });
           e.call(f, {e.at(e.buffer(3), 2), e.f(21)});
           // 1 + 2 + 4 + ... while below 100, and a branch with values
-          Values w = e.while_(
+          Vs w = e.while_(
               {e.i(0), e.i(1)},
-              [&](const Values& c) { return e.lt(c[0], e.i(100)); },
-              [&](Values c) {
-                return Values{e.add(c[0], c[1]), e.mul(c[1], 2)};
+              [&](const Vs& c) { return e.lt(c[0], e.i(100)); },
+              [&](Vs c) {
+                return Vs{e.add(c[0], c[1]), e.mul(c[1], 2)};
               });
           V r = e.if_values(
-              e.gt(w[0], e.i(126)), [&] { return Values{e.f(1)}; },
-              [&] { return Values{e.f(2)}; })[0];
+              e.gt(w[0], e.i(126)), [&] { return Vs{e.f(1)}; },
+              [&] { return Vs{e.f(2)}; })[0];
           e.store(DType::F32, r, e.at(e.buffer(3), 3));
         },
         {in.data(), tr.data(), st.data(), red.data()});
