@@ -1,0 +1,93 @@
+// What holds for every row of the table: text round trips, the verifier, and
+// a decomposition that means the same as the op.
+#include <cmath>
+
+#include "ir/op_def.h"
+#include "ir/text.h"
+#include "ir/verifier.h"
+#include "tests/ops/op_cases.h"
+#include "tests/test.h"
+
+namespace moec {
+namespace {
+
+// Replaces each node of `op` by its decomposition; the number replaced.
+int decompose_all(Graph& g, Op op) {
+  int count = 0;
+  for (Node* n : g) {
+    if (n->op() != op) continue;
+    Builder b(g, n);
+    Values meaning = n->def().decompose(b, *n);
+    REQUIRE(int(meaning.size()) == n->num_results());
+    for (int i = 0; i < n->num_results(); ++i)
+      g.replace_all_uses(n->result(i), meaning[i]);
+    g.erase(n);
+    ++count;
+  }
+  return count;
+}
+
+}  // namespace
+
+TEST_CASE("every case is valid and its text reads back") {
+  for (const OpCase& c : op_cases()) {
+    INFO(c.name);
+    auto g = build_graph(c);
+    verify(*g);
+    std::string text = print(*g);
+    auto parsed = parse_graph(text);
+    CHECK(print(*parsed) == text);
+    CHECK(structural_key(*parsed) == structural_key(*g));
+    CHECK(structural_key(*g->clone()) == structural_key(*g));
+  }
+}
+
+TEST_CASE("results are finite numbers of their dtype") {
+  for (const OpCase& c : op_cases()) {
+    INFO(c.name);
+    for (Tensor t : interpret(*build_graph(c), random_inputs(c))) {
+      Tensor rounded = t;
+      round_to_dtype(rounded);
+      CHECK(difference(t, rounded, 0) == "");
+      bool infinite = c.op == Op::CausalMask || c.op == Op::Constant;
+      if (infinite) continue;
+      int bad = 0;
+      for (double x : t.data) bad += !std::isfinite(x);
+      CHECK(bad == 0);
+    }
+  }
+}
+
+TEST_CASE("a decomposition means the same as its op") {
+  int compared = 0;
+  for (const OpCase& c : op_cases()) {
+    const OpDef& d = def(c.op);
+    if (!d.decompose) continue;
+    INFO(c.name);
+    auto fused = build_graph(c);
+    auto plain = fused->clone();
+    REQUIRE(decompose_all(*plain, c.op) > 0);
+    verify(*plain);
+    auto in = random_inputs(c);
+    auto want = interpret(*fused, in, Precision::F64);
+    auto got = interpret(*plain, in, Precision::F64);
+    for (size_t i = 0; i < want.size(); ++i)
+      CHECK(difference(got[i], want[i], 1e-9) == "");
+    compared += d.eval != nullptr;
+  }
+  CHECK(compared > 20);
+}
+
+TEST_CASE("f32 rounds each result, f64 none") {
+  auto g = parse_graph(
+      "func @f(%x: f32[1]) {\n  %y = mul(%x, %x) : f32[1]\n"
+      "  %c = cast(%x) {dtype=bf16} : bf16[1]\n  return %y, %c\n}\n");
+  std::vector<Tensor> in = {{{DType::F32, {1}}, {double(1.1f)}}};
+  auto typed = interpret(*g, in), exact = interpret(*g, in, Precision::F64);
+  CHECK(typed[0].data[0] == double(1.1f * 1.1f));
+  CHECK(exact[0].data[0] == double(1.1f) * double(1.1f));
+  CHECK(typed[1].data[0] == 1.1015625);
+  CHECK(exact[1].data[0] == double(1.1f));
+}
+
+}  // namespace moec
