@@ -35,7 +35,7 @@ void store_tile(Emit& e, LaneTile t, const Vs& acc, V p, int64_t ld,
 
 Vs tile_product(Emit& e, LaneTile t, Vs acc,
                     const std::vector<Bcast>& a, V b, int64_t ldb, V count,
-                    V mask, const std::vector<V>& prefetch) {
+                    V mask, const std::vector<Prefetch>& prefetch) {
   const int groups = int(a.size()), per_group = t.rows / groups;
   MOEC_CHECK(per_group * groups == t.rows);
   // carried: sums, then the running addresses of B and of each group of A
@@ -43,7 +43,7 @@ Vs tile_product(Emit& e, LaneTile t, Vs acc,
   const size_t sums = carried.size();
   carried.push_back(b);
   for (const Bcast& g : a) carried.push_back(g.base);
-  for (V p : prefetch) carried.push_back(p);
+  for (const Prefetch& p : prefetch) carried.push_back(p.base);
   auto step = [&](Vs c, int u) {
     V pb = e.at(c[sums], u * ldb);
     Vs lanes;
@@ -75,9 +75,10 @@ Vs tile_product(Emit& e, LaneTile t, Vs acc,
   } else {
     V even = e.and_(count, e.i(-2));
     carried = e.loop(e.i(0), even, 2, carried, [&](V, Vs c) {
-      for (size_t k = sums + 1 + groups; k < c.size(); ++k) {
-        e.prefetch(c[k], 2);
-        c[k] = e.at(c[k], 16);
+      for (size_t k = 0; k < prefetch.size(); ++k) {
+        V& p = c[sums + 1 + groups + k];
+        e.prefetch(p, 2);
+        p = e.at(p, prefetch[k].stride);
       }
       return advance(step(step(std::move(c), 0), 1), 2);
     });
@@ -156,6 +157,12 @@ void zero_fill(Emit& e, V p, V count) {
   });
   e.loop(whole, count, 1,
          [&](V k) { e.store(DType::F32, e.f(0), e.at(p, k)); });
+}
+
+V sigmoid_fast(Emit& e, V x) {
+  // bounded, so that the sum stays finite
+  V z = e.min(e.f(126), e.mul(x, e.f(-1.44269504088896340736)));
+  return e.div(e.f(1), e.add(e.f(1), exp2_fast(e, z)));
 }
 
 V exp2_fast(Emit& e, V x) {

@@ -34,12 +34,18 @@ Vs load_tile(Emit&, LaneTile, V p, int64_t ld, V mask = nullptr);
 void store_tile(Emit&, LaneTile, const Vs& acc, V p, int64_t ld,
                 V mask = nullptr);
 
+// Lines to fetch to L2 meanwhile, one per two steps, `stride` (i64) elements
+// apart. Spread out so, a stream of weights hides behind the arithmetic; a
+// burst would fill the miss buffers.
+struct Prefetch {
+  V base, stride;
+};
+
 // acc += A B over `count` steps; b has row stride `ldb`. The groups of `a`
-// share the rows equally. `mask` masks the last column's loads. Each of
-// `prefetch` is an address of which a line per two steps is fetched to L2.
+// share the rows equally. `mask` masks the last column's loads.
 Vs tile_product(Emit&, LaneTile, Vs acc, const std::vector<Bcast>& a,
                     V b, int64_t ldb, V count, V mask = nullptr,
-                    const std::vector<V>& prefetch = {});
+                    const std::vector<Prefetch>& prefetch = {});
 
 // Addresses of lanes() rows base + min(r, count - 1) * stride elements.
 Vs clamped_rows(Emit&, V base, int64_t stride, V count);
@@ -55,6 +61,8 @@ void unpack_rows(Emit&, V src, int64_t ld, int64_t cols, V factor,
 // Zeroes `count` f32 elements.
 void zero_fill(Emit&, V p, V count);
 
+// 1 / (1 + e^-x).
+V sigmoid_fast(Emit&, V x);
 // 2^x for x < 127; exactly 0 below -126.5; relative error 1.2e-7.
 V exp2_fast(Emit&, V x);
 

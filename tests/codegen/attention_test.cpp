@@ -17,7 +17,7 @@ constexpr uint64_t kKey = 0x1234567890abcdefull;
 
 struct Problem {
   AttentionSpec s;
-  std::vector<float> q, k, v, o, lse, dout, dq, dk, dv;
+  Floats q, k, v, o, lse, dout, dq, dk, dv;
   uint32_t key[2] = {uint32_t(kKey), uint32_t(kKey >> 32)};
 
   explicit Problem(const AttentionSpec& spec) : s(spec) {

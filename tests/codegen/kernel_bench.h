@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <new>
 #include <random>
 #include <vector>
 
@@ -11,11 +12,26 @@
 
 namespace moec {
 
-inline std::vector<float> random_floats(size_t n, unsigned seed,
+// Buffers as the runtime gives them: 64-byte aligned.
+template <class T>
+struct Aligned {
+  using value_type = T;
+  Aligned() = default;
+  template <class U>
+  Aligned(const Aligned<U>&) {}
+  T* allocate(size_t n) {
+    return static_cast<T*>(operator new(n * sizeof(T), std::align_val_t(64)));
+  }
+  void deallocate(T* p, size_t) { operator delete(p, std::align_val_t(64)); }
+  bool operator==(const Aligned&) const { return true; }
+};
+using Floats = std::vector<float, Aligned<float>>;
+
+inline Floats random_floats(size_t n, unsigned seed,
                                         float scale = 1) {
   std::mt19937 gen(seed);
   std::normal_distribution<float> normal;
-  std::vector<float> v(n);
+  Floats v(n);
   for (float& x : v) x = scale * normal(gen);
   return v;
 }

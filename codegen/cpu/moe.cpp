@@ -1,0 +1,247 @@
+#include "codegen/cpu/moe.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "codegen/cpu/moe_emit.h"
+#include "support/error.h"
+
+namespace moec {
+
+namespace {
+
+constexpr std::string_view kNames[] = {"gelu",   "relu",  "silu",
+                                       "swiglu", "geglu", "relu2_glu",
+                                       "gelu_bilinear"};
+
+}  // namespace
+
+MoeActivation parse_moe_activation(const std::string& name) {
+  for (size_t i = 0; i < std::size(kNames); ++i)
+    if (name == kNames[i]) return MoeActivation(i);
+  user_error("activation \"{}\" is none of {}", name, fmt::join(kNames, ", "));
+}
+
+bool is_gated(MoeActivation a) { return a >= MoeActivation::Swiglu; }
+
+std::string moe_key(const char* kernel, const MoeSpec& s) {
+  return fmt::format("{} f32 t{} k{} e{} d{} n{} {}{}", kernel, s.tokens,
+                     s.top_k, s.experts, s.dim, s.hidden,
+                     kNames[int(s.activation)], s.bias ? " bias" : "");
+}
+
+V MoeBuffers::operator()(MoeBuffer b) const {
+  auto it = std::find(list.begin(), list.end(), b);
+  MOEC_CHECK(it != list.end());
+  return e.buffer(int(it - list.begin()));
+}
+
+int64_t expert_tasks(const MoeSpec& s) {
+  return s.slots() / kTaskSlots + s.experts;
+}
+
+namespace {
+
+// i64 of offsets[i].
+V offset(Emit& e, V offsets, V i) {
+  return e.sext(e.load(DType::I32, e.at(offsets, i)), Ty::I64);
+}
+
+}  // namespace
+
+void for_expert_task(Emit& e, const MoeSpec& s, V offsets,
+                     const std::function<void(const ExpertTask&)>& body) {
+  const int panel = panel_lanes(e.target());
+  auto slots = [&](V expert) {
+    V at = e.min(expert, e.i(s.experts - 1));  // in range past the last too
+    V first = offset(e, offsets, at);
+    return std::pair(first, e.sub(offset(e, offsets, e.add(at, 1)), first));
+  };
+  Vs found = e.while_(
+      {e.i(0), e.task(), e.i(0)},
+      [&](const Vs& c) {
+        V tasks = e.ceil_div(slots(c[0]).second, kTaskSlots);
+        return e.and_(e.lt(c[0], e.i(s.experts)), e.ge(c[1], tasks));
+      },
+      [&](Vs c) {
+        V n = slots(c[0]).second;
+        return Vs{e.add(c[0], 1), e.sub(c[1], e.ceil_div(n, kTaskSlots)),
+                  e.add(c[2], e.ceil_div(n, panel))};
+      });
+  e.if_(e.lt(found[0], e.i(s.experts)), [&] {
+    auto [first, n] = slots(found[0]);
+    V skip = e.mul(found[1], kTaskSlots);
+    body({found[0], e.add(first, skip),
+          e.min(e.sub(n, skip), e.i(kTaskSlots)),
+          e.add(found[2], e.mul(found[1], kTaskSlots / panel))});
+  });
+}
+
+ExpertTask whole_expert(Emit& e, const MoeSpec&, V offsets, V expert) {
+  const int panel = panel_lanes(e.target());
+  V panels = e.loop(e.i(0), expert, 1, {e.i(0)}, [&](V i, Vs c) {
+    V n = e.sub(offset(e, offsets, e.add(i, 1)), offset(e, offsets, i));
+    return Vs{e.add(c[0], e.ceil_div(n, panel))};
+  })[0];
+  V first = offset(e, offsets, expert);
+  V n = e.sub(offset(e, offsets, e.add(expert, 1)), first);
+  return {expert, first, n, panels};
+}
+
+void for_lane_tiles(Emit& e, V valid,
+                    const std::function<void(LaneTile, int lane)>& f) {
+  const int L = e.lanes(), R = tile_rows(e.target());
+  const LaneTile whole{R, 2, L}, half{R, 1, L};
+  if (L < 16)
+    return e.if_(
+        e.gt(valid, e.i(L)), [&] { f(whole, 0); }, [&] { f(half, 0); });
+  // 256-bit registers have the same rate on half the lanes
+  const LaneTile quarter{R, 1, L / 2};
+  e.if_(
+      e.gt(valid, e.i(L + L / 2)), [&] { f(whole, 0); },
+      [&] {
+        e.if_(
+            e.gt(valid, e.i(L / 2)),
+            [&] {
+              f(half, 0);
+              e.if_(e.gt(valid, e.i(L)), [&] { f(quarter, L); });
+            },
+            [&] { f(quarter, 0); });
+      });
+}
+
+Fn gather_function(Emit& e, const char* name, int64_t divisor, int64_t dim) {
+  std::vector<Ty> params = {Ty::Ptr, Ty::Ptr, Ty::I64, Ty::Ptr};
+  return e.define(name, params, [&](const Vs& a) {
+    Vs rows;
+    V last = e.add(a[2], -1);
+    for (int r = 0; r < e.lanes(); ++r) {
+      V choice = e.load(DType::I32, e.at(a[1], e.min(e.i(r), last)));
+      V row = e.udiv(e.zext(choice, Ty::I64), e.i(divisor));
+      rows.push_back(e.at(a[0], e.mul(row, dim)));
+    }
+    pack_rows(e, rows, dim, a[3], panel_lanes(e.target()));
+  });
+}
+
+Fn scatter_function(Emit& e, int64_t dim) {
+  std::vector<Ty> params = {Ty::Ptr, Ty::Ptr, Ty::I64};
+  return e.define("scatter", params, [&](const Vs& a) {
+    unpack_rows(
+        e, a[0], panel_lanes(e.target()), dim, nullptr,
+        [&](int r) { return e.at(a[1], r * dim); }, a[2]);
+  });
+}
+
+MoeLaunch moe_combine(const MoeSpec& s, bool weighted) {
+  constexpr int64_t kTokens = 64;  // per task
+  MoeLaunch l;
+  l.buffers = {MoeBuffer::Rows, MoeBuffer::Inverse};
+  if (weighted) {
+    l.buffers.insert(l.buffers.end(), {MoeBuffer::Weights, MoeBuffer::Y});
+  } else {
+    l.buffers.insert(l.buffers.end(), {MoeBuffer::DWeights, MoeBuffer::Dx});
+  }
+  l.spec.key = moe_key(weighted ? "moe combine" : "moe combine_grad", s);
+  l.spec.tasks = (s.tokens + kTokens - 1) / kTokens;
+  l.spec.flops = 2.0 * double(s.slots() * s.dim);
+  l.spec.bytes = 4.0 * double((s.slots() + s.tokens) * s.dim);
+  l.spec.emit = [s, weighted](Emit& e) {
+    const int L = e.lanes();
+    V first = e.mul(e.task(), kTokens);
+    V end = e.min(e.add(first, kTokens), e.i(s.tokens));
+    e.loop(first, end, 1, [&](V t) {
+      Vs rows, factors, kept;
+      for (int64_t j = 0; j < s.top_k; ++j) {
+        V choice = e.add(e.mul(t, s.top_k), j);
+        V slot = e.sext(e.load(DType::I32, e.at(e.buffer(1), choice)), Ty::I64);
+        V is_kept = e.ge(slot, e.i(0));
+        V row = e.mul(e.max(slot, e.i(0)), s.dim);
+        rows.push_back(e.at(e.buffer(0), row));
+        kept.push_back(e.splat(is_kept));
+        V weight = e.at(e.buffer(2), choice);
+        if (weighted)
+          factors.push_back(e.splat(e.load(DType::F32, weight)));
+        else
+          e.if_(e.not_(is_kept), [&] { e.store(DType::F32, e.f(0), weight); });
+      }
+      V out = e.at(e.buffer(3), e.mul(t, s.dim));
+      auto columns = [&](V c, V mask) {
+        V sum = e.zero(Ty::F32, 0), zero = sum;
+        for (int64_t j = 0; j < s.top_k; ++j) {
+          V y = e.vload(DType::F32, e.at(rows[j], c), mask);
+          if (weighted) y = e.mul(y, factors[j]);
+          // a dropped choice reads some row, perhaps never written
+          sum = e.add(sum, e.select(kept[j], y, zero));
+        }
+        e.vstore(DType::F32, sum, e.at(out, c), mask);
+      };
+      const int64_t whole = s.dim / L * L;
+      e.loop(e.i(0), e.i(whole), L, [&](V c) { columns(c, nullptr); });
+      if (whole < s.dim) columns(e.i(whole), e.mask(e.i(s.dim - whole)));
+    });
+  };
+  return l;
+}
+
+// ---------------------------------------------------------- activations
+
+namespace {
+
+struct Unary {
+  V value, derivative;
+};
+
+Unary silu_parts(Emit& e, V x) {
+  V s = sigmoid_fast(e, x);
+  V rest = e.fma(x, e.sub(e.f(1), s), e.f(1));
+  return {e.mul(x, s), e.mul(s, rest)};
+}
+
+// x sigmoid(z), z = 2 sqrt(2 / pi) (x + 0.044715 x^3): the tanh form
+Unary gelu_parts(Emit& e, V x) {
+  constexpr double c = 1.5957691216057308, c3 = c * 0.044715;
+  V x2 = e.mul(x, x);
+  V s = sigmoid_fast(e, e.mul(x, e.fma(x2, e.f(c3), e.f(c))));
+  V slope = e.fma(x2, e.f(3 * c3), e.f(c));
+  V value = e.mul(x, s);
+  V derivative = e.fma(e.mul(value, e.sub(e.f(1), s)), slope, s);
+  return {value, derivative};
+}
+
+}  // namespace
+
+ActivationGrad activate_grad(Emit& e, MoeActivation a, V gate, V up) {
+  auto product = [&](Unary f) {
+    return ActivationGrad{e.mul(f.value, up), e.mul(f.derivative, up),
+                          f.value};
+  };
+  auto alone = [&](Unary f) {
+    return ActivationGrad{f.value, nullptr, f.derivative};
+  };
+  V zero = e.f(0);
+  switch (a) {
+    case MoeActivation::Gelu: return alone(gelu_parts(e, up));
+    case MoeActivation::Silu: return alone(silu_parts(e, up));
+    case MoeActivation::Relu:
+      return alone({e.max(zero, up), e.select(e.gt(up, zero), e.f(1), zero)});
+    case MoeActivation::Swiglu: return product(silu_parts(e, gate));
+    case MoeActivation::Geglu: return product(gelu_parts(e, gate));
+    case MoeActivation::Relu2Glu: {
+      V r = e.max(zero, gate);
+      return product({e.mul(r, r), e.add(r, r)});
+    }
+    case MoeActivation::GeluBilinear: {
+      Unary f = gelu_parts(e, e.mul(gate, up));
+      return {f.value, e.mul(f.derivative, up), e.mul(f.derivative, gate)};
+    }
+  }
+  return {};
+}
+
+V activate(Emit& e, MoeActivation a, V gate, V up) {
+  return activate_grad(e, a, gate, up).value;  // the rest is dead code
+}
+
+}  // namespace moec

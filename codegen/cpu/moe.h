@@ -1,0 +1,74 @@
+// Routed experts as fused kernels on f32: rows gathered in the prologue, both
+// projections and the activation of a block of features in one task, combined
+// by the inverse permutation. Tokens stand in the vector lanes, weights are
+// broadcast from plain row-major memory, so one copy serves all directions and
+// nothing but panels of tokens is ever packed. Saved for the backward are the
+// pre-activations alone: the gradient of the combine weights is <dA', A>, as
+// in SonicMoE, not <dO, Y>.
+//
+// Slots (sorted choices) of an expert are cut into panels of 2 * lanes().
+#pragma once
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "codegen/cpu/kernel.h"
+#include "codegen/cpu/target.h"
+
+namespace moec {
+
+enum class MoeActivation : uint8_t {
+  Gelu, Relu, Silu, Swiglu, Geglu, Relu2Glu, GeluBilinear
+};
+MoeActivation parse_moe_activation(const std::string&);
+// a = f(gate, up) against a = f(up).
+bool is_gated(MoeActivation);
+
+struct MoeSpec {
+  int64_t tokens = 1, top_k = 1, experts = 1;
+  int64_t dim = 1, hidden = 1;
+  MoeActivation activation = MoeActivation::Gelu;
+  bool bias = false;
+
+  int64_t slots() const { return tokens * top_k; }
+  int64_t hidden_rows() const {
+    return is_gated(activation) ? 2 * hidden : hidden;
+  }
+  // Panels of 32 slots that hold every expert's, rounded up.
+  int64_t panels() const { return slots() / 32 + experts; }
+  // f32 elements of the saved pre-activations.
+  int64_t saved() const { return panels() * hidden_rows() * 32; }
+};
+
+// The buffers that the kernels name. What a problem lacks (gate, biases) may
+// be any buffer.
+enum class MoeBuffer : uint8_t {
+  X,         // [tokens, dim]
+  Weights,   // [tokens, top_k]
+  Offsets,   // i32 [experts + 1]
+  Perm,      // i32 [slots]: choice n * top_k + j of each slot
+  Inverse,   // i32 [slots]: slot of each choice, or -1
+  Up, Gate,  // [experts, hidden, dim]
+  Down,      // [experts, dim, hidden]
+  BiasUp, BiasGate, BiasDown,  // [experts, hidden], [experts, dim]
+  Saved,     // pre-activations, saved() elements
+  Rows,      // workspace [slots, dim]: y or dx of each slot
+  Y,         // [tokens, dim]
+  Dy,        // [tokens, dim]
+  DHidden,   // workspace like Saved
+  Activated, // workspace, panels() * hidden * 32: weighted activations
+  SlotWeights,  // workspace [slots]
+  Dx, DWeights, DUp, DGate, DDown, DBiasUp, DBiasGate, DBiasDown,
+};
+
+struct MoeLaunch {
+  KernelSpec spec;
+  std::vector<MoeBuffer> buffers;
+};
+
+// y[t] = sum_j w[t,j] expert(x[t]), in two launches.
+std::vector<MoeLaunch> moe_forward(const MoeSpec&, const Target&);
+// Gradients of all operands, in three launches.
+std::vector<MoeLaunch> moe_backward(const MoeSpec&, const Target&);
+
+}  // namespace moec

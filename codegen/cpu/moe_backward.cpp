@@ -1,0 +1,473 @@
+// Two phases. Per 64 slots of an expert: dA' = W_down^T dO, then dH, the
+// weighted activations, the gradient of the combine weights and dX of each
+// slot. Then, per expert and block of channels, the weights' gradients as one
+// sum over the expert's slots in order.
+#include "codegen/cpu/moe_emit.h"
+
+namespace moec {
+
+namespace {
+
+using B = MoeBuffer;
+
+// Scratch, in f32: dO^T and dX^T of the task's panels, combine weights and
+// their gradient.
+struct Layout {
+  int64_t g = 0, x, w, dw, end;
+  explicit Layout(const MoeSpec& s)
+      : x(g + kTaskSlots * s.dim),
+        w(x + kTaskSlots * s.dim),
+        dw(w + kTaskSlots),
+        end(dw + kTaskSlots) {}
+};
+
+struct Hidden {
+  Emit& e;
+  const MoeSpec& s;
+  const MoeBuffers buffer;
+  const int L = e.lanes(), panel = 2 * L, rows = tile_rows(e.target());
+  const bool gated = is_gated(s.activation);
+
+  // hidden(W_down, Gt, H, dH, A, w, dw, next, stride): dA' of some features;
+  // then dw += <dA', A>, dH and A' = w A
+  Fn hidden(LaneTile t) {
+    std::string name = "hidden" + std::to_string(t.rows) + "_" +
+                       std::to_string(t.cols * t.width);
+    std::vector<Ty> params(8, Ty::Ptr);
+    params.push_back(Ty::I64);
+    return e.define(name, params, [&, t](const Vs& a) {
+      Vs c = tile_product(e, t, zero_tile(e, t), {{a[0], 1, s.hidden}}, a[1],
+                          panel, e.i(s.dim), nullptr, {{a[7], a[8]}});
+      for (int j = 0; j < t.cols; ++j) {
+        auto load = [&](V base, int64_t at) {
+          return e.vload(DType::F32, e.at(base, at + j * t.width), nullptr,
+                         t.width);
+        };
+        auto store = [&](V v, V base, int64_t at) {
+          e.vstore(DType::F32, v, e.at(base, at + j * t.width));
+        };
+        V w = load(a[5], 0), dw = load(a[6], 0);
+        for (int i = 0; i < t.rows; ++i) {
+          const int64_t up = i * panel, gate = up + s.hidden * panel;
+          V da = c[i * t.cols + j];
+          ActivationGrad f = activate_grad(
+              e, s.activation, gated ? load(a[2], gate) : nullptr,
+              load(a[2], up));
+          dw = e.fma(da, f.value, dw);
+          da = e.mul(da, w);
+          store(e.mul(f.value, w), a[4], up);
+          store(e.mul(da, f.by_up), a[3], up);
+          if (gated) store(e.mul(da, f.by_gate), a[3], gate);
+        }
+        store(dw, a[6], 0);
+      }
+    });
+  }
+
+  // back(W, dH, Xt, n): Xt += W^T dH over n features
+  Fn back(LaneTile t) {
+    std::string name = "back" + std::to_string(t.rows) + "_" +
+                       std::to_string(t.cols * t.width);
+    std::vector<Ty> params = {Ty::Ptr, Ty::Ptr, Ty::Ptr, Ty::I64};
+    return e.define(name, params, [&, t](const Vs& a) {
+      Vs c = load_tile(e, t, a[2], panel);
+      c = tile_product(e, t, c, {{a[0], 1, s.dim}}, a[1], panel, a[3]);
+      store_tile(e, t, c, a[2], panel);
+    });
+  }
+
+  // The combine weights of a panel's lanes, 0 past the last slot; their
+  // gradient starts with what the bias of W_down contributes.
+  void start(const ExpertTask& t, V first, V valid, V g, V w, V dw) {
+    e.loop(e.i(0), e.i(panel), 1, [&](V lane) {
+      V slot = e.add(e.add(t.slot, first), e.min(lane, e.add(valid, -1)));
+      V choice = e.sext(e.load(DType::I32, e.at(buffer(B::Perm), slot)),
+                        Ty::I64);
+      V weight = e.load(DType::F32, e.at(buffer(B::Weights), choice));
+      V exists = e.lt(lane, valid);
+      e.store(DType::F32, e.select(exists, weight, e.f(0)), e.at(w, lane));
+      e.if_(exists, [&] {
+        e.store(DType::F32, weight, e.at(buffer(B::SlotWeights), slot));
+      });
+    });
+    V bias = e.at(buffer(B::BiasDown), e.mul(t.expert, s.dim));
+    for (int j = 0; j < 2; ++j) {
+      V sum = e.zero(Ty::F32, 0);
+      if (s.bias)
+        sum = e.loop(e.i(0), e.i(s.dim), 1, {sum}, [&](V c, Vs sum) {
+          V b = e.load(DType::F32, e.at(bias, c));
+          V dy = e.vload(DType::F32, e.at(g, e.add(e.mul(c, panel), j * L)));
+          return Vs{e.fma(e.splat(b), dy, sum[0])};
+        })[0];
+      e.vstore(DType::F32, sum, e.at(dw, j * L));
+    }
+  }
+
+  void task(const ExpertTask& t) {
+    const Layout at(s);
+    auto part = [&](int64_t offset) { return e.at(e.scratch(), offset); };
+    V first_weight = e.mul(t.expert, s.hidden * s.dim);
+    V w_up = e.at(buffer(B::Up), first_weight);
+    V w_gate = e.at(buffer(gated ? B::Gate : B::Up), first_weight);
+    V w_down = e.at(buffer(B::Down), first_weight);
+    V at_h = e.mul(t.panel, s.hidden_rows() * panel);
+    V saved = e.at(buffer(B::Saved), at_h);
+    V dhidden = e.at(buffer(B::DHidden), at_h);
+    V activated = e.at(buffer(B::Activated), e.mul(t.panel, s.hidden * panel));
+    auto for_panels = [&](const std::function<void(V, V)>& f) {
+      e.loop(e.i(0), t.count, panel, [&](V first) {
+        f(first, e.min(e.sub(t.count, first), e.i(panel)));
+      });
+    };
+    Fn gather = gather_function(e, "gather", s.top_k, s.dim);
+    for_panels([&](V first, V valid) {
+      V to = e.at(part(at.g), e.mul(first, s.dim));
+      V perm = e.at(buffer(B::Perm), e.add(t.slot, first));
+      e.call(gather, {buffer(B::Dy), perm, valid, to});
+      // both halves: the bias' part of dw reads all lanes
+      e.call(gather, {buffer(B::Dy), e.at(perm, L), e.add(valid, -L),
+                      e.at(to, L)});
+      start(t, first, valid, to, e.at(part(at.w), first),
+            e.at(part(at.dw), first));
+    });
+    zero_fill(e, part(at.x), e.i(kTaskSlots * s.dim));
+
+    e.loop(e.i(0), e.i(s.hidden), kFeatureBlock, [&](V f) {
+      V n = e.min(e.sub(e.i(s.hidden), f), e.i(kFeatureBlock));
+      auto hidden_tiles = [&](V i, int tile_rows) {
+        V at_f = e.add(f, i);
+        // meanwhile the rows of W_up and W_gate of this block
+        V w = e.mul(at_f, s.dim);
+        for_panels([&](V first, V valid) {
+          V odd = e.eq(first, e.i(0));
+          V next = e.select(odd, e.at(w_up, w), e.at(w_gate, w));
+          V g = e.at(part(at.g), e.mul(first, s.dim));
+          V row = e.mul(first, s.hidden_rows());
+          V h = e.at(e.at(saved, row), e.mul(at_f, panel));
+          V dh = e.at(e.at(dhidden, row), e.mul(at_f, panel));
+          V a = e.at(e.at(activated, e.mul(first, s.hidden)),
+                     e.mul(at_f, panel));
+          V weights = e.at(part(at.w), first), dw = e.at(part(at.dw), first);
+          for_lane_tiles(e, valid, [&](LaneTile t, int lane) {
+            t.rows = tile_rows;
+            e.call(hidden(t),
+                   {e.at(w_down, at_f), e.at(g, lane), e.at(h, lane),
+                    e.at(dh, lane), e.at(a, lane), e.at(weights, lane),
+                    e.at(dw, lane), next, e.i(16)});
+          });
+        });
+      };
+      V whole = e.mul(e.div(n, e.i(rows)), rows);
+      e.loop(e.i(0), whole, rows, [&](V i) { hidden_tiles(i, rows); });
+      if (int rest = int(s.hidden % rows))
+        e.if_(e.lt(whole, n), [&] { hidden_tiles(whole, rest); });
+
+      auto back_tiles = [&](V w, int64_t row, V c, int tile_rows) {
+        V from = e.at(w, e.add(e.mul(f, s.dim), c));
+        for_panels([&](V first, V valid) {
+          V dh = e.at(e.at(dhidden, e.mul(first, s.hidden_rows())),
+                      e.mul(e.add(f, row), panel));
+          V x = e.at(e.at(part(at.x), e.mul(first, s.dim)), e.mul(c, panel));
+          for_lane_tiles(e, valid, [&](LaneTile t, int lane) {
+            t.rows = tile_rows;
+            e.call(back(t), {from, e.at(dh, lane), e.at(x, lane), n});
+          });
+        });
+      };
+      for (int half = 0; half < (gated ? 2 : 1); ++half) {
+        V w = half ? w_gate : w_up;
+        const int64_t row = half * s.hidden, c = s.dim / rows * rows;
+        if (c)
+          e.loop(e.i(0), e.i(c), rows,
+                 [&](V c) { back_tiles(w, row, c, rows); });
+        if (c < s.dim) back_tiles(w, row, e.i(c), int(s.dim - c));
+      }
+    });
+
+    for_panels([&](V first, V valid) {
+      V x = e.at(part(at.x), e.mul(first, s.dim));
+      V slot = e.add(t.slot, first);
+      V to = e.at(buffer(B::Rows), e.mul(slot, s.dim));
+      Fn scatter = scatter_function(e, s.dim);
+      e.call(scatter, {x, to, valid});
+      e.call(scatter, {e.at(x, L), e.at(to, L * s.dim), e.add(valid, -L)});
+      V dw = e.at(part(at.dw), first);
+      e.loop(e.i(0), valid, 1, [&](V lane) {
+        V choice = e.load(DType::I32, e.at(buffer(B::Perm), e.add(slot, lane)));
+        e.store(DType::F32, e.load(DType::F32, e.at(dw, lane)),
+                e.at(buffer(B::DWeights), e.sext(choice, Ty::I64)));
+      });
+    });
+  }
+};
+
+// ---- gradients of the weights
+
+// Slots gathered at a time; the rest of a larger expert is accumulated.
+constexpr int64_t kGatheredSlots = 2048;
+
+struct Weights {
+  Emit& e;
+  const MoeSpec& s;
+  const MoeBuffers buffer;
+  const int L = e.lanes(), panel = 2 * L, rows = tile_rows(e.target());
+  const int64_t block = 2 * panel;  // channels of a task
+  const bool gated = is_gated(s.activation);
+
+  struct Part {
+    B source, product, weight, bias;
+    int64_t feature_rows, first_row;  // of `product`'s panels
+  };
+  Part part(int i) const {
+    if (i == 0)
+      return {B::Dy, B::Activated, B::DDown, B::DBiasDown, s.hidden, 0};
+    const bool gate = i == 2;
+    return {B::X,
+            B::DHidden,
+            gate ? B::DGate : B::DUp,
+            gate ? B::DBiasGate : B::DBiasUp,
+            s.hidden_rows(),
+            gate ? s.hidden : 0};
+  }
+  int parts() const { return gated ? 3 : 2; }
+
+  // collect(src, perm, R, n, width): R[slot][panel] = `width` columns of the
+  // slots' rows, padded by zeros
+  Fn collect() {
+    std::vector<Ty> params = {Ty::Ptr, Ty::Ptr, Ty::Ptr, Ty::I64, Ty::I64};
+    return e.define("collect", params, [&](const Vs& a) {
+      V low = e.mask(a[4]), high = e.mask(e.add(a[4], -L));
+      e.loop(e.i(0), a[3], 1, [&](V slot) {
+        V choice = e.zext(e.load(DType::I32, e.at(a[1], slot)), Ty::I64);
+        V row = e.mul(e.udiv(choice, e.i(s.top_k)), s.dim);
+        V from = e.at(a[0], row), to = e.at(a[2], e.mul(slot, panel));
+        e.vstore(DType::F32, e.vload(DType::F32, from, low), to);
+        e.vstore(DType::F32, e.vload(DType::F32, e.at(from, L), high),
+                 e.at(to, L));
+      });
+    });
+  }
+
+  // Sum over `n` slots of G[panel][feature][slot] R[slot][column].
+  Vs slot_sum(LaneTile t, Vs sums, V g, int64_t panel_stride, V r, V n) {
+    V panels = e.div(n, e.i(panel));
+    const size_t count = sums.size();
+    auto product = [&](const Vs& c, V steps) {
+      return tile_product(e, t, Vs(c.begin(), c.begin() + count),
+                          {{c[count], panel, 1}}, c[count + 1], panel, steps);
+    };
+    sums.insert(sums.end(), {g, r});
+    sums = e.loop(e.i(0), panels, 1, sums, [&](V, Vs c) {
+      Vs next = product(c, e.i(panel));
+      next.push_back(e.at(c[count], panel_stride));
+      next.push_back(e.at(c[count + 1], panel * panel));
+      return next;
+    });
+    return product(sums, e.sub(n, e.mul(panels, panel)));
+  }
+
+  // sum(G, R, C, n, width, first): C[feature][column] of `t.rows` features and
+  // `width` columns, added to what is there unless this is the first sum.
+  // Transposed, C is [column][feature].
+  Fn sum(LaneTile t, bool transposed, int64_t panel_stride, int64_t ldc) {
+    std::string name = "sum" + std::to_string(t.rows) + "_" +
+                       std::to_string(t.cols) + (transposed ? "t" : "") +
+                       std::to_string(panel_stride);
+    std::vector<Ty> params = {Ty::Ptr, Ty::Ptr, Ty::Ptr,
+                              Ty::I64, Ty::I64, Ty::I1};
+    return e.define(name, params, [&, t, transposed](const Vs& a) {
+      Vs c = slot_sum(t, zero_tile(e, t), a[0], panel_stride, a[1], a[3]);
+      const bool streams = ldc % L == 0 && t.rows >= tile_rows(e.target());
+      auto put = [&](V v, V to, V mask) {
+        e.if_(
+            a[5],
+            [&] {
+              if (mask)
+                e.vstore(DType::F32, v, to, mask);
+              else if (streams)
+                e.vstore_stream(DType::F32, v, to);  // not read again soon
+              else
+                e.vstore(DType::F32, v, to);
+            },
+            [&] {
+              V old = e.vload(DType::F32, to, mask);
+              e.vstore(DType::F32, e.add(old, v), to, mask);
+            });
+      };
+      if (transposed) {
+        Vs block = c;
+        while (int(block.size()) < L) block.push_back(e.zero(Ty::F32, 0));
+        block = e.transpose(block);
+        V mask = t.rows < L ? e.mask(e.i(t.rows)) : nullptr;
+        for (int k = 0; k < L; ++k)
+          e.if_(e.lt(e.i(k), a[4]),
+                [&] { put(block[k], e.at(a[2], k * ldc), mask); });
+        return;
+      }
+      auto rows_of = [&](bool masked) {
+        for (int i = 0; i < t.rows; ++i)
+          for (int j = 0; j < t.cols; ++j)
+            put(c[i * t.cols + j], e.at(a[2], i * ldc + j * L),
+                masked ? e.mask(e.add(a[4], -j * L)) : nullptr);
+      };
+      e.if_(
+          e.ge(a[4], e.i(t.cols * L)), [&] { rows_of(false); },
+          [&] { rows_of(true); });
+    });
+  }
+
+  // dBias[feature] = sum of the feature's row over n slots.
+  void row_sums(V g, int64_t panel_stride, V n, V to) {
+    e.loop(e.i(0), e.i(s.hidden), 1, [&](V f) {
+      V sum = e.loop(e.i(0), n, panel, {e.zero(Ty::F32, 0)}, [&](V slot, Vs x) {
+        V row = e.at(g, e.add(e.mul(e.div(slot, e.i(panel)), panel_stride),
+                              e.mul(f, panel)));
+        for (int j = 0; j < 2; ++j)
+          x[0] = e.add(x[0],
+                       e.vload(DType::F32, e.at(row, j * L),
+                               e.mask(e.sub(n, e.add(slot, j * L)))));
+        return x;
+      })[0];
+      e.store(DType::F32, e.hsum(sum), e.at(to, f));
+    });
+  }
+
+  // dBias[column] += sum of w[slot] R[slot][column].
+  void column_sums(V r, V weights, V n, V width, V to, V first) {
+    for (int j = 0; j < 2; ++j) {
+      V mask = e.mask(e.add(width, -j * L));
+      V old = e.vload(DType::F32, e.at(to, j * L), mask);
+      V sum = e.select(e.splat(first), e.zero(Ty::F32, 0), old);
+      sum = e.loop(e.i(0), n, 1, {sum}, [&](V slot, Vs x) {
+        V w = e.splat(e.load(DType::F32, e.at(weights, slot)));
+        V row = e.at(r, e.add(e.mul(slot, panel), j * L));
+        return Vs{e.fma(w, e.vload(DType::F32, row), x[0])};
+      })[0];
+      e.vstore(DType::F32, sum, e.at(to, j * L), mask);
+    }
+  }
+
+  void task(int which, V expert, V column) {
+    const Part p = part(which);
+    const bool down = which == 0;
+    ExpertTask t = whole_expert(e, s, buffer(B::Offsets), expert);
+    const int64_t panel_stride = p.feature_rows * panel;
+    V weight = e.at(buffer(p.weight), e.mul(expert, s.hidden * s.dim));
+    V g0 = e.at(buffer(p.product), e.add(e.mul(t.panel, panel_stride),
+                                         e.i(p.first_row * panel)));
+    if (s.bias && !down)
+      e.if_(e.eq(column, e.i(0)), [&] {
+        row_sums(g0, panel_stride, t.count,
+                 e.at(buffer(p.bias), e.mul(expert, s.hidden)));
+      });
+    // runs once for an expert without slots, whose gradient is zero
+    e.loop(e.i(0), e.max(t.count, e.i(1)), kGatheredSlots, [&](V from) {
+      V n = e.min(e.sub(t.count, from), e.i(kGatheredSlots));
+      V slot = e.add(t.slot, from), is_first = e.eq(from, e.i(0));
+      V perm = e.at(buffer(B::Perm), slot);
+      V g = e.at(g0, e.mul(e.div(from, e.i(panel)), panel_stride));
+      for (int half = 0; half < 2; ++half) {
+        V c = e.add(column, half * panel);
+        e.if_(e.lt(c, e.i(s.dim)), [&] {
+          V width = e.min(e.sub(e.i(s.dim), c), e.i(panel));
+          V r = e.scratch();
+          e.call(collect(), {e.at(buffer(p.source), c), perm, r, n, width});
+          if (s.bias && down)
+            column_sums(r, e.at(buffer(B::SlotWeights), slot), n, width,
+                        e.at(buffer(p.bias), e.add(e.mul(expert, s.dim), c)),
+                        is_first);
+          if (down)
+            down_sums(weight, g, r, c, n, width, is_first);
+          else
+            up_sums(weight, g, panel_stride, r, c, n, width, is_first);
+        });
+      }
+    });
+    e.fence();  // streamed rows are visible before the launch ends
+  }
+
+  void up_sums(V weight, V g, int64_t panel_stride, V r, V c, V n, V width,
+               V first) {
+    auto tile = [&](V f, int count) {
+      e.call(sum({count, 2, L}, false, panel_stride, s.dim),
+             {e.at(g, e.mul(f, panel)), r,
+              e.at(weight, e.add(e.mul(f, s.dim), c)), n, width, first});
+    };
+    const int64_t whole = s.hidden / rows * rows;
+    e.loop(e.i(0), e.i(whole), rows, [&](V f) { tile(f, rows); });
+    if (whole < s.hidden) tile(e.i(whole), int(s.hidden - whole));
+  }
+
+  // W_down is [dim][hidden]: a tile of L features x L channels is transposed.
+  void down_sums(V weight, V g, V r, V c, V n, V width, V first) {
+    for (int j = 0; j < 2; ++j) {
+      V columns = e.add(width, -j * L);
+      e.if_(e.gt(columns, e.i(0)), [&] {
+        auto tile = [&](V f, int count) {
+          V to = e.add(e.mul(e.add(c, j * L), s.hidden), f);
+          e.call(sum({count, 1, L}, true, s.hidden * panel, s.hidden),
+                 {e.at(g, e.mul(f, panel)), e.at(r, j * L), e.at(weight, to),
+                  n, columns, first});
+        };
+        const int64_t whole = s.hidden / L * L;
+        e.loop(e.i(0), e.i(whole), L, [&](V f) { tile(f, L); });
+        if (whole < s.hidden) tile(e.i(whole), int(s.hidden - whole));
+      });
+    }
+  }
+
+  void kernel() {
+    const int64_t blocks = (s.dim + block - 1) / block;
+    V which = e.rem(e.task(), e.i(parts()));
+    V rest = e.div(e.task(), e.i(parts()));
+    V column = e.mul(e.rem(rest, e.i(blocks)), block);
+    V expert = e.div(rest, e.i(blocks));
+    for (int i = 0; i < parts(); ++i)
+      e.if_(e.eq(which, e.i(i)), [&] { task(i, expert, column); });
+  }
+};
+
+}  // namespace
+
+std::vector<MoeLaunch> moe_backward(const MoeSpec& s, const Target& target) {
+  const double product = 2.0 * double(s.slots()) * double(s.dim);
+  MoeLaunch hidden;
+  hidden.buffers = {B::Dy,       B::Weights, B::Offsets,   B::Perm,
+                    B::Up,       B::Gate,    B::Down,      B::BiasDown,
+                    B::Saved,    B::DHidden, B::Activated, B::SlotWeights,
+                    B::DWeights, B::Rows};
+  hidden.spec.key = moe_key("moe experts_grad", s);
+  hidden.spec.tasks = expert_tasks(s);
+  hidden.spec.scratch_bytes = 4 * Layout(s).end;
+  hidden.spec.flops = product * double(s.hidden_rows() + s.hidden);
+  hidden.spec.bytes =
+      4.0 * (double(s.experts * s.dim) * double(s.hidden_rows() + s.hidden) +
+             double(s.slots()) * double(2 * s.dim) + 2.5 * double(s.saved()));
+  hidden.spec.emit = [s, list = hidden.buffers](Emit& e) {
+    Hidden h{e, s, {e, list}};
+    for_expert_task(e, s, h.buffer(B::Offsets),
+                    [&](const ExpertTask& t) { h.task(t); });
+  };
+
+  MoeLaunch weights;
+  weights.buffers = {B::X,       B::Dy,        B::Offsets,   B::Perm,
+                     B::DHidden, B::Activated, B::SlotWeights, B::DUp,
+                     B::DGate,   B::DDown,     B::DBiasUp,   B::DBiasGate,
+                     B::DBiasDown};
+  const int64_t panel = panel_lanes(target), block = 2 * panel;
+  weights.spec.key = moe_key("moe weights_grad", s);
+  weights.spec.tasks = s.experts * ((s.dim + block - 1) / block) *
+                       (is_gated(s.activation) ? 3 : 2);
+  weights.spec.scratch_bytes = 4 * kGatheredSlots * panel;
+  weights.spec.flops = product * double(s.hidden_rows() + s.hidden);
+  weights.spec.bytes =
+      4.0 * (double(s.experts * s.dim) * double(s.hidden_rows() + s.hidden) +
+             1.5 * double(s.saved()) +
+             double(s.slots()) * double(2 * s.dim));
+  weights.spec.emit = [s, list = weights.buffers](Emit& e) {
+    Weights{e, s, {e, list}}.kernel();
+  };
+  return {hidden, moe_combine(s, false), weights};
+}
+
+}  // namespace moec

@@ -1,0 +1,58 @@
+// Parts common to the expert kernels.
+#pragma once
+#include <functional>
+#include <string>
+
+#include "codegen/cpu/lane_tile.h"
+#include "codegen/cpu/moe.h"
+
+namespace moec {
+
+inline constexpr int64_t kTaskSlots = 64;   // of one expert, per task
+inline constexpr int64_t kFeatureBlock = 64;  // features fused at a time
+
+std::string moe_key(const char* kernel, const MoeSpec&);
+
+// Addresses by name, in the order of a launch's buffer list.
+struct MoeBuffers {
+  Emit& e;
+  const std::vector<MoeBuffer>& list;
+  V operator()(MoeBuffer) const;
+};
+
+// The part of an expert that a task works on. `slot` is the first of `count`
+// slots, `panel` the number of the first panel.
+struct ExpertTask {
+  V expert, slot, count, panel;
+};
+// Runs `body` if there is a task with number e.task(); at most
+// expert_tasks() have one.
+void for_expert_task(Emit&, const MoeSpec&, V offsets,
+                     const std::function<void(const ExpertTask&)>& body);
+int64_t expert_tasks(const MoeSpec&);
+// The slots of one expert and the number of its first panel.
+ExpertTask whole_expert(Emit&, const MoeSpec&, V offsets, V expert);
+
+// Calls f with tiles that cover `valid` lanes of a panel (at most 2 * lanes(),
+// at least 1), and the first lane of each.
+void for_lane_tiles(Emit&, V valid,
+                    const std::function<void(LaneTile, int lane)>& f);
+
+// Function gather(src, perm, valid, dst): dst[c * panel + lane] = row
+// perm[lane] / divisor of src, for lanes() slots of which `valid` exist.
+Fn gather_function(Emit&, const char* name, int64_t divisor, int64_t dim);
+// Function scatter(src, dst, valid): rows of `dim` from a half panel.
+Fn scatter_function(Emit&, int64_t dim);
+
+// Launch that sums each token's rows: out[t] = sum_j w[t,j] rows[inv[t,j]],
+// unweighted if not `weighted`; then a dropped choice's DWeights become 0.
+MoeLaunch moe_combine(const MoeSpec&, bool weighted);
+
+// The activation and its derivatives; gate is null if there is none.
+V activate(Emit&, MoeActivation, V gate, V up);
+struct ActivationGrad {
+  V value, by_gate, by_up;
+};
+ActivationGrad activate_grad(Emit&, MoeActivation, V gate, V up);
+
+}  // namespace moec
