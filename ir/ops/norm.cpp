@@ -36,11 +36,17 @@ void eval_softmax(const EvalArgs& a) {
     }
 }
 
+// Operand i, widened so that a decomposition keeps f32 inside.
+Value wide(Builder& b, Node& n, int i) {
+  DType t = n.operand(i).type().dtype;
+  return b.cast(n.operand(i), stat_dtype(t));
+}
+
 Values decompose_softmax(Builder& b, Node& n) {
-  Value x = n.operand(0);
+  Value x = wide(b, n, 0);
   i64 axis = axis_of(n);
   Value e = b.exp(b.sub(x, b.reduce_max(x, {axis}, true)));
-  return {b.div(e, b.sum(e, {axis}, true))};
+  return {b.cast(b.div(e, b.sum(e, {axis}, true)), n.type().dtype)};
 }
 
 void eval_softmax_grad(const EvalArgs& a) {
@@ -59,9 +65,9 @@ void eval_softmax_grad(const EvalArgs& a) {
 }
 
 Values decompose_softmax_grad(Builder& b, Node& n) {
-  Value y = n.operand(0), dy = n.operand(1);
+  Value y = wide(b, n, 0), dy = wide(b, n, 1);
   Value dot = b.sum(b.mul(y, dy), {axis_of(n)}, true);
-  return {b.mul(y, b.sub(dy, dot))};
+  return {b.cast(b.mul(y, b.sub(dy, dot)), n.type().dtype)};
 }
 
 Cost softmax_cost(const Node& n) {
@@ -153,7 +159,7 @@ struct Normalised {
 };
 
 Normalised normalise(Builder& b, Node& n, bool layer) {
-  Value x = n.operand(0);
+  Value x = wide(b, n, 0);
   if (layer) x = b.sub(x, b.mean(x, {-1}, true));
   Value square = b.mean(b.mul(x, x), {-1}, true);
   Value inverse = b.op(Op::Rsqrt, {b.add(square, n.f("eps"))});
@@ -162,13 +168,13 @@ Normalised normalise(Builder& b, Node& n, bool layer) {
 
 template <bool layer>
 Values decompose_norm(Builder& b, Node& n) {
-  Value y = b.mul(normalise(b, n, layer).h, n.operand(1));
-  return {layer ? b.add(y, n.operand(2)) : y};
+  Value y = b.mul(normalise(b, n, layer).h, wide(b, n, 1));
+  return {b.cast(layer ? b.add(y, wide(b, n, 2)) : y, n.type().dtype)};
 }
 
 template <bool layer>
 Values decompose_norm_grad(Builder& b, Node& n) {
-  Value gamma = n.operand(1), dy = n.operand(2);
+  Value gamma = wide(b, n, 1), dy = wide(b, n, 2);
   auto [h, inverse] = normalise(b, n, layer);
   Value g = b.mul(dy, gamma);
   Value rest = b.mul(h, b.mean(b.mul(g, h), {-1}, true));
@@ -176,6 +182,7 @@ Values decompose_norm_grad(Builder& b, Node& n) {
   Values out = {b.mul(b.sub(centred, rest), inverse),
                 b.sum_to(b.mul(dy, h), gamma.type().dims)};
   if (layer) out.push_back(b.sum_to(dy, gamma.type().dims));
+  for (Value& v : out) v = b.cast(v, n.type().dtype);
   return out;
 }
 

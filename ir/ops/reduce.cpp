@@ -168,11 +168,12 @@ Values vjp_logsumexp(Builder& b, Node& n, Gradients dy) {
 }
 
 Values decompose_logsumexp(Builder& b, Node& n) {
-  Value x = n.operand(0);
+  DType t = n.type().dtype;
+  Value x = b.cast(n.operand(0), stat_dtype(t));
   i64 axis = axis_of(n);
   Value top = b.reduce_max(x, {axis}, true);
   Value sum = b.sum(b.exp(b.sub(x, top)), {axis});
-  return {b.add(b.log(sum), b.reshape(top, n.type().dims))};
+  return {b.cast(b.add(b.log(sum), b.reshape(top, n.type().dims)), t)};
 }
 
 // ---- counts and segments ---------------------------------------------------

@@ -1,7 +1,11 @@
 // The op table itself: nothing is forgotten for any op.
+#include <cstdlib>
+#include <fstream>
 #include <set>
+#include <sstream>
 
 #include "ir/op_def.h"
+#include "ir/op_docs.h"
 #include "tests/ops/op_cases.h"
 #include "tests/test.h"
 
@@ -54,6 +58,18 @@ TEST_CASE("every op has a case, and every case runs its op") {
     INFO(op_name(op));
     CHECK(tested.count(op) == 1);
   }
+}
+
+TEST_CASE("docs/ops.md is what the definitions say") {
+  std::string text = ops_markdown();
+  if (std::getenv("MOEC_UPDATE_DOCS")) std::ofstream("docs/ops.md") << text;
+  std::stringstream file;
+  file << std::ifstream("docs/ops.md").rdbuf();
+  CHECK_MESSAGE(file.str() == text,
+                "run MOEC_UPDATE_DOCS=1 build/release/test_ops in the root");
+  for (int i = 0; i < kNumOps; ++i)
+    CHECK(text.find("### `" + std::string(op_name(Op(i))) + "(") !=
+          std::string::npos);
 }
 
 TEST_CASE("costs count what moves and what is computed") {
