@@ -79,11 +79,30 @@ i64 axis_of(const Node& n, std::string_view name) {
 }
 
 Dims dims_attr(const InferArgs& a, std::string_view name) {
+  constexpr i64 kMaxElements = i64(1) << 44;
   const auto& v = a.node.ints(name);
-  for (i64 d : v)
+  i64 n = 1;
+  for (i64 d : v) {
     if (d < 0)
       user_error("{}: {} has a negative dimension {}", op_of(a), name, d);
+    if (d > 0 && n > kMaxElements / d)
+      user_error("{}: {}={} is too large", op_of(a), name,
+                 to_string(AttrValue(v)));
+    n *= d;
+  }
   return {v.begin(), v.end()};
+}
+
+void check_offsets(const EvalArgs& a, int operand, i64 rows) {
+  double last = 0;
+  for (double x : a.in[operand]->data) {
+    if (x < last || x > double(rows))
+      user_error(
+          "{}: offsets should ascend from 0 to at most {} rows, but {} "
+          "follows {}",
+          op_name(a.node.op()), rows, x, last);
+    last = x;
+  }
 }
 
 Dims broadcast_strides(const Type& t, const Dims& out) {

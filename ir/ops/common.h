@@ -109,6 +109,9 @@ void for_each_row(const Dims& dims, const Dims& strides, F f) {
 // Strides with which `t` is read when broadcast to `out` (numpy's rule).
 Dims broadcast_strides(const Type& t, const Dims& out);
 
+// Offsets of groups ascend from 0 or more to at most `rows`.
+void check_offsets(const EvalArgs&, int operand, i64 rows);
+
 inline uint64_t key_of(const Tensor& t) {
   return uint64_t(t.data[0]) | uint64_t(t.data[1]) << 32;
 }

@@ -186,6 +186,7 @@ Types infer_grouped(const InferArgs& a) {
 void eval_grouped(const EvalArgs& a) {
   const Tensor &x = *a.in[0], &w = *a.in[1];
   i64 k = x.type.dims[1], n = a.out[0].type.dims[1];
+  check_offsets(a, 2, x.type.dims[0]);
   for (i64 e = 0; e < w.type.dims[0]; ++e) {
     auto first = i64(a.in[2]->data[e]), last = i64(a.in[2]->data[e + 1]);
     double* y = a.out[0].data.data() + first * n;
@@ -232,6 +233,7 @@ void eval_grouped_dw(const EvalArgs& a) {
   const Tensor *x = a.in[0], *dy = a.in[1];
   if (a.node.b("transpose")) std::swap(x, dy);
   i64 k = x->type.dims[1], n = dy->type.dims[1];
+  check_offsets(a, 2, x->type.dims[0]);
   for (i64 e = 0; e < a.out[0].type.dims[0]; ++e) {
     auto first = i64(a.in[2]->data[e]), last = i64(a.in[2]->data[e + 1]);
     gemm(k, n, last - first, x->data.data() + first * k, true,

@@ -207,6 +207,7 @@ Types infer_segment_sum(const InferArgs& a) {
 
 void eval_segment_sum(const EvalArgs& a) {
   const auto& offsets = a.in[1]->data;
+  check_offsets(a, 1, a.in[0]->type.dims[0]);
   i64 inner = AxisView(a.in[0]->type, 0).inner;
   for (size_t e = 0; e + 1 < offsets.size(); ++e) {
     double* y = a.out[0].data.data() + i64(e) * inner;

@@ -47,9 +47,10 @@ Values vjp_top_k(Builder& b, Node& n, Gradients dy) {
 void expect_choices(const InferArgs& a) {
   expect_dtype(a, 0, DType::I32);
   expect_rank(a, 0, 2);
-  if (a.node.i("experts") < 1)
-    user_error("{}: experts={} should be positive", op_of(a),
-               a.node.i("experts"));
+  i64 experts = a.node.i("experts");
+  if (experts < 1 || experts > (i64(1) << 20))
+    user_error("{}: experts={} should be positive and at most a million",
+               op_of(a), experts);
 }
 
 // The expert of a choice, or -1.

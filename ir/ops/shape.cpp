@@ -106,7 +106,8 @@ Types infer_slice(const InferArgs& a) {
     if (stride[i] < 1)
       user_error("slice: stride {} of axis {} should be positive", stride[i],
                  i);
-    t.dims[i] = (limit[i] - start[i] + stride[i] - 1) / stride[i];
+    i64 length = limit[i] - start[i];
+    t.dims[i] = length == 0 ? 0 : (length - 1) / stride[i] + 1;
   }
   return {t};
 }
@@ -152,7 +153,10 @@ Value spread(Builder& b, Value dy, const std::vector<i64>& stride) {
 Values vjp_slice(Builder& b, Node& n, Gradients dy) {
   const Type& x = n.operand(0).type();
   std::vector<i64> start = n.ints("start"), high, limit;
-  Value g = spread(b, dy[0], strides_of(n, x.rank()));
+  std::vector<i64> stride = strides_of(n, x.rank());
+  for (i64 i = 0; i < x.rank(); ++i)  // a longer step also gives one element
+    stride[i] = std::min(stride[i], std::max<i64>(x.dims[i], 1));
+  Value g = spread(b, dy[0], stride);
   for (i64 i = 0; i < x.rank(); ++i) {
     limit.push_back(std::min(g.type().dims[i], x.dims[i] - start[i]));
     high.push_back(x.dims[i] - start[i] - limit.back());

@@ -5,6 +5,8 @@
 #include "ir/op_def.h"
 #include "ir/text.h"
 #include "ir/verifier.h"
+#include "support/error.h"
+#include "support/rng.h"
 #include "tests/ops/op_cases.h"
 #include "tests/test.h"
 
@@ -40,6 +42,44 @@ TEST_CASE("every case is valid and its text reads back") {
     CHECK(structural_key(*parsed) == structural_key(*g));
     CHECK(structural_key(*g->clone()) == structural_key(*g));
   }
+}
+
+// One to three bytes of the text are replaced, removed or doubled.
+std::string mutated(std::string text, uint64_t seed) {
+  auto word = [&](int i) { return random_word(0xbad, seed, i); };
+  constexpr std::string_view kBytes = "0123456789-,.[]{}()%:=abefgx_ \n\"";
+  for (uint32_t i = 0; i <= word(0) % 3; ++i) {
+    size_t at = word(int(3 * i + 1)) % text.size();
+    uint32_t how = word(int(3 * i + 2));
+    if (how % 4 == 0)
+      text.erase(at, 1);
+    else if (how % 4 == 1)
+      text.insert(at, text.substr(at, how / 4 % 9));
+    else
+      text[at] = kBytes[how / 4 % kBytes.size()];
+  }
+  return text;
+}
+
+TEST_CASE("damaged text is a graph or a UserError") {
+  uint64_t seed = 0;
+  int rejected = 0, accepted = 0;
+  for (const OpCase& c : op_cases()) {
+    std::string text = print(*build_graph(c));
+    for (int i = 0; i < (long_tests() ? 2000 : 40); ++i) {
+      std::string damaged = mutated(text, ++seed);
+      INFO(damaged);
+      try {
+        auto g = parse_graph(damaged);
+        verify(*g);
+        ++accepted;
+      } catch (const UserError&) {
+        ++rejected;
+      }
+    }
+  }
+  CHECK(rejected > accepted);
+  CHECK(accepted > 0);
 }
 
 TEST_CASE("results are finite numbers of their dtype") {

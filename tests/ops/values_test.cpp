@@ -202,6 +202,19 @@ TEST_CASE("indices out of range are errors, negative ones read zeros") {
             .data == std::vector<double>{0, 0, 5, 0});
 }
 
+TEST_CASE("offsets that do not fit are errors") {
+  for (std::vector<double> offsets :
+       {std::vector<double>{0, 2, 1}, {0, 2, 4}, {-1, 2, 3}, {0, 5, 3}}) {
+    CHECK_THROWS_AS(run("%x: f32[3,1], %o: i32[3]",
+                        "segment_sum(%x, %o) : f32[2,1]", {{1, 2, 3}, offsets}),
+                    UserError);
+    CHECK_THROWS_AS(run("%x: f32[3,1], %w: f32[2,1,1], %o: i32[3]",
+                        "grouped_matmul(%x, %w, %o) : f32[3,1]",
+                        {{1, 2, 3}, {1, 1}, offsets}),
+                    UserError);
+  }
+}
+
 TEST_CASE("random numbers are those of support/rng.h") {
   auto u = run("%k: u32[2]",
                "random_uniform(%k) {shape=[100,100], stream=5} : f32[100,100]",
