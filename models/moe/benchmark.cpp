@@ -1,0 +1,83 @@
+#include "models/moe/benchmark.h"
+
+#include <algorithm>
+#include <chrono>
+#include <ctime>
+
+#include "models/moe/flops.h"
+#include "models/moe/functions.h"
+#include "models/moe/model_io.h"
+#include "models/moe/schedule.h"
+#include "support/cpu.h"
+#include "support/rng.h"
+
+namespace moec::moe {
+namespace {
+
+double wall() {
+  using namespace std::chrono;
+  return duration<double>(steady_clock::now().time_since_epoch()).count();
+}
+
+double cpu() {
+  timespec t;
+  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+  return double(t.tv_sec) + 1e-9 * double(t.tv_nsec);
+}
+
+}  // namespace
+
+TrainBenchmark bench_train(const Config& config, const EngineOptions& options,
+                           i64 steps) {
+  auto& t = config.train;
+  TrainBenchmark b;
+  Engine engine(options);
+  Transformer model(config);
+  State state;
+  auto& params = model.parameters();
+  init_parameters(state, params, uint64_t(t.seed));
+  add_moments(state, params);
+  b.params = params.count();
+  double start = wall();
+  Function f = engine.compile(train_step_function(model));
+  b.compile_s = wall() - start;
+  f.bind(state);
+
+  auto tokens = f.input<int32_t>("tokens");
+  auto targets = f.input<int32_t>("targets");
+  for (i64 row = 0; row < t.batch; ++row)
+    for (i64 i = 0; i <= t.seq; ++i) {
+      uint32_t word =
+          random_word(uint64_t(t.seed), 0xbe9c4, row * (t.seq + 1) + i);
+      auto id = int32_t(uint64_t(word) * uint64_t(config.model.vocab) >> 32);
+      if (i < t.seq) tokens[size_t(row * t.seq + i)] = id;
+      if (i > 0) targets[size_t(row * t.seq + i - 1)] = id;
+    }
+  constexpr i64 kWarmUp = 3;
+  std::vector<double> times;
+  double cpu_start = 0, peak = engine.measure_peak();
+  for (i64 i = 0; i < steps + kWarmUp; ++i) {
+    if (i == kWarmUp) cpu_start = cpu();
+    f.input<float>("lr")[0] = float(learning_rate(t, i));
+    f.input<float>("step")[0] = float(i + 1);
+    std::ranges::copy(step_key(uint64_t(t.seed), i, 0),
+                      f.input<uint32_t>("key").begin());
+    start = wall();
+    f.run();
+    if (i >= kWarmUp) times.push_back(wall() - start);
+    b.loss = f.output<float>("loss")[0];
+    if (i == 0) b.loss0 = b.loss;
+  }
+  b.cpu_ms = 1e3 * (cpu() - cpu_start) / double(steps);
+  std::ranges::nth_element(times, times.begin() + std::ptrdiff_t(steps / 2));
+  double median = times[size_t(steps / 2)];
+  b.step_ms = 1e3 * median;
+  b.tokens_per_s = double(t.batch * t.seq) / median;
+  b.peak_rss_mib = double(peak_resident_bytes()) / (1 << 20);
+  peak = std::max(peak, engine.measure_peak());
+  if (peak > 0)
+    b.peak_fraction = b.tokens_per_s * train_flops_per_token(config) / peak;
+  return b;
+}
+
+}  // namespace moec::moe

@@ -1,0 +1,23 @@
+// The speed of a training step.
+#pragma once
+#include "models/moe/engine.h"
+
+namespace moec::moe {
+
+struct TrainBenchmark {
+  i64 params = 0;
+  double compile_s = 0;
+  double step_ms = 0;  // median of the timed steps
+  double cpu_ms = 0;   // process CPU time of that many steps, per step
+  double tokens_per_s = 0;
+  double peak_rss_mib = 0;
+  double peak_fraction = 0;    // of threads * the FMA peak measured here
+  double loss0 = 0, loss = 0;  // of the very first and the last step
+};
+
+// 3 steps to warm up, then `steps` timed ones, on one seeded batch of uniform
+// random tokens. config.model.vocab must be known.
+TrainBenchmark bench_train(const Config& config, const EngineOptions& engine,
+                           i64 steps);
+
+}  // namespace moec::moe

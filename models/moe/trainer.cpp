@@ -1,0 +1,324 @@
+#include "models/moe/trainer.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <limits>
+
+#include "models/moe/data.h"
+#include "models/moe/evaluation.h"
+#include "models/moe/flops.h"
+#include "models/moe/functions.h"
+#include "models/moe/generation.h"
+#include "models/moe/model_io.h"
+#include "models/moe/run_config.h"
+#include "models/moe/schedule.h"
+#include "runtime/executable.h"
+#include "runtime/metrics.h"
+#include "runtime/run_folder.h"
+#include "runtime/signals.h"
+#include "support/cpu.h"
+#include "support/error.h"
+#include "support/progress.h"
+
+namespace moec::moe {
+namespace {
+
+double now() {
+  using namespace std::chrono;
+  return duration<double>(steady_clock::now().time_since_epoch()).count();
+}
+
+// What one step reports.
+struct StepResult {
+  double loss = 0, ce = 0, aux = 0, z = 0, grad_norm = 0;
+  double load_entropy = 0, dead_experts = 0;  // means over the MoE layers
+};
+
+class Trainer {
+ public:
+  explicit Trainer(TrainOptions o, RunFolder& folder, RunStart start)
+      : options_(std::move(o)),
+        config_(start.config),
+        folder_(folder),
+        corpus_(std::move(start.corpus)),
+        checkpoint_(std::move(start.checkpoint)),
+        model_(config_),
+        engine_(options_.engine),
+        windows_(corpus_.train, config_.train.seq,
+                 uint64_t(config_.train.seed)),
+        generator_(engine_, model_, state_) {}
+
+  TrainReport run();
+
+ private:
+  void load_state();
+  void compile();
+  StepResult step(i64 number);
+  void run_part(Function& f, i64 number, i64 part);
+  void read_losses(Function& f, StepResult& r, double weight);
+  void report(i64 done, const StepResult& r, bool evaluate_now);
+  void evaluate_and_sample(i64 done, std::vector<Metric>& metrics);
+  void save(i64 done);
+  std::string status(i64 done, const StepResult& r) const;
+
+  TrainOptions options_;
+  Config config_;
+  RunFolder& folder_;
+  Corpus corpus_;
+  std::optional<Checkpoint> checkpoint_;
+  Transformer model_;
+  State state_;
+  Engine engine_;
+  TrainWindows windows_;
+  std::optional<EvalWindows> val_;
+  Generator generator_;
+  // Either train_step alone, or accumulate and update.
+  std::optional<Function> step_, update_, eval_;
+  std::optional<MetricsWriter> metrics_;
+  Progress progress_;
+  i64 first_ = 0;
+  double started_ = 0, step_seconds_ = 0, mean_seconds_ = 0, busy_ = 0;
+  double val_loss_ = std::numeric_limits<double>::quiet_NaN();
+  double val_ce_ = val_loss_;
+  double peak_ = 0;  // FLOP/s of all threads
+};
+
+void Trainer::load_state() {
+  OpenedModel from;
+  from.config = config_;
+  from.checkpoint = checkpoint_;
+  if (!checkpoint_ && options_.init)
+    from.checkpoint = open_checkpoint(*options_.init);
+  load_parameters(state_, model_.parameters(), from);
+  add_moments(state_, model_.parameters());
+  if (!checkpoint_) return;
+  if (!checkpoint_->has_optimizer())
+    user_error(
+        "{}: has no optimizer state to resume from; --init starts a new "
+        "run from its parameters",
+        checkpoint_->folder.string());
+  read_moments(state_, model_.parameters(), checkpoint_->optimizer());
+  first_ = checkpoint_->step;
+}
+
+void Trainer::compile() {
+  bool parts = config_.train.accumulate > 1;
+  step_ = engine_.compile(parts ? accumulate_function(model_)
+                                : train_step_function(model_));
+  if (parts) {
+    update_ = engine_.compile(update_function(model_));
+    for (auto& spec : step_->inputs())
+      if (spec.name.starts_with("acc.")) state_.add(spec);
+    update_->bind(state_);
+  }
+  step_->bind(state_);
+  if (corpus_.val.size() >= 2) {
+    val_.emplace(corpus_.val, config_.train.seq);
+    eval_ = engine_.compile(
+        eval_function(model_, config_.train.batch, config_.train.seq));
+    eval_->bind(state_);
+  }
+  std::vector<MemoryItem> items;
+  i64 state = 0, temporaries = 0;
+  for (auto& e : state_.all()) state += e.spec.bytes;
+  for (auto* f : {&step_, &update_, &eval_})
+    if (*f) temporaries = std::max(temporaries, (*f)->planned_bytes());
+  items.push_back({"temporaries of a step", temporaries});
+  items.push_back({"parameters and optimizer state", state});
+  // The state is allocated, but not touched as a whole before a step.
+  require_memory(items, available_memory());
+}
+
+void Trainer::run_part(Function& f, i64 number, i64 part) {
+  auto& t = config_.train;
+  TokenBatch batch = windows_.batch(number * t.accumulate + part, t.batch);
+  std::ranges::copy(batch.tokens, f.input<int32_t>("tokens").begin());
+  std::ranges::copy(batch.targets, f.input<int32_t>("targets").begin());
+  if (auto key = f.input<uint32_t>("key"); !key.empty())
+    std::ranges::copy(step_key(uint64_t(t.seed), number, part), key.begin());
+}
+
+void Trainer::read_losses(Function& f, StepResult& r, double weight) {
+  r.loss += weight * f.output<float>("loss")[0];
+  r.ce += weight * f.output<float>("ce")[0];
+  r.aux += weight * f.output<float>("aux")[0];
+  r.z += weight * f.output<float>("z")[0];
+  i64 layers = config_.num_moe_layers(), experts = config_.moe.experts;
+  if (layers == 0) return;
+  auto load = f.output<int32_t>("load");
+  for (i64 l = 0; l < layers; ++l) {
+    auto row = load.subspan(size_t(l * experts), size_t(experts));
+    double total = 0, entropy = 0, dead = 0;
+    for (int32_t n : row) total += n;
+    for (int32_t n : row) {
+      if (n == 0) ++dead;
+      if (n > 0) entropy -= n / total * std::log(n / total);
+    }
+    r.load_entropy += weight * (experts > 1 ? entropy / std::log(experts) : 1) /
+                      double(layers);
+    r.dead_experts += weight * dead / double(layers);
+  }
+}
+
+StepResult Trainer::step(i64 number) {
+  auto& t = config_.train;
+  StepResult r;
+  Function& last = update_ ? *update_ : *step_;
+  last.input<float>("lr")[0] = float(learning_rate(t, number));
+  last.input<float>("step")[0] = float(number + 1);
+  for (i64 part = 0; part < t.accumulate; ++part) {
+    run_part(*step_, number, part);
+    step_->run();
+    read_losses(*step_, r, 1.0 / double(t.accumulate));
+  }
+  if (update_) update_->run();
+  r.grad_norm = last.output<float>("grad_norm")[0];
+  if (!std::isfinite(r.loss) || !std::isfinite(r.grad_norm))
+    user_error(
+        "step {}: {} is not finite. The last checkpoint is unharmed; a lower "
+        "train.lr or train.clip = 1.0 usually helps",
+        number + 1, std::isfinite(r.loss) ? "the gradient" : "the loss");
+  return r;
+}
+
+std::string Trainer::status(i64 done, const StepResult& r) const {
+  auto& t = config_.train;
+  double tokens = double(t.batch * t.seq * t.accumulate);
+  auto s = fmt::format("step {}/{}  loss {:.4f}", done, t.steps, r.loss);
+  if (std::isfinite(val_loss_)) s += fmt::format("  val {:.4f}", val_loss_);
+  s += fmt::format("  {:.0f} tokens/s", tokens / mean_seconds_);
+  if (peak_ > 0)
+    s += fmt::format(
+        "  {:.0f} % of peak",
+        100 * tokens / mean_seconds_ * train_flops_per_token(config_) / peak_);
+  double left =
+      (now() - started_) / double(done - first_) * double(t.steps - done);
+  return s + "  " + format_seconds(left) + " left";
+}
+
+void Trainer::evaluate_and_sample(i64 done, std::vector<Metric>& metrics) {
+  if (!val_) return;
+  Evaluation e = evaluate(*eval_, config_, *val_, config_.train.batch,
+                          config_.train.eval_batches);
+  val_loss_ = e.loss;
+  val_ce_ = e.ce;
+  metrics.insert(metrics.end(), {{"val_loss", e.loss},
+                                 {"val_ce", e.ce},
+                                 {"val_aux", e.aux},
+                                 {"val_z", e.z}});
+  progress_.line(
+      fmt::format("step {}: validation loss {:.4f} (cross entropy "
+                  "{:.4f}, perplexity {:.2f})",
+                  done, e.loss, e.ce, std::exp(e.ce)));
+  if (!corpus_.tokenizer) return;
+  GenerateOptions g;
+  g.sampling.temperature = 0.8;
+  g.sampling.top_k = 40;
+  g.sampling.seed = uint64_t(done);
+  g.max_tokens = 160;
+  int32_t first = 0;
+  corpus_.val.copy(0, {&first, 1});
+  auto ids = generator_.generate({{first}}, g)[0];
+  std::vector<uint32_t> text(ids.begin(), ids.end());
+  progress_.line("| " + std::string(corpus_.tokenizer->decode(text)));
+}
+
+void Trainer::save(i64 done) {
+  metrics_->sync();
+  CheckpointContent c;
+  c.step = done;
+  c.cursor = done * config_.train.accumulate;
+  if (std::isfinite(val_loss_)) c.val_loss = val_loss_;
+  auto model = parameter_views(state_, model_.parameters());
+  auto moments = moment_views(state_, model_.parameters());
+  c.model = model;
+  c.optimizer = moments;
+  c.config_toml = checkpoint_config(config_);
+  if (corpus_.tokenizer) c.tokenizer_json = corpus_.tokenizer->to_json();
+  save_checkpoint(folder_.path(), c);
+  prune_checkpoints(folder_.path(), config_.train.keep);
+}
+
+void Trainer::report(i64 done, const StepResult& r, bool evaluate_now) {
+  auto& t = config_.train;
+  std::vector<Metric> m = {
+      {"loss", r.loss},
+      {"ce", r.ce},
+      {"aux", r.aux},
+      {"z", r.z},
+      {"lr", learning_rate(t, done - 1)},
+      {"grad_norm", r.grad_norm},
+      {"tokens_per_s", double(t.batch * t.seq * t.accumulate) / step_seconds_}};
+  if (config_.num_moe_layers() > 0) {
+    m.push_back({"load_entropy", r.load_entropy});
+    m.push_back({"dead_experts", r.dead_experts});
+  }
+  if (evaluate_now) evaluate_and_sample(done, m);
+  metrics_->write(done, m);
+  progress_.status(status(done, r));
+}
+
+TrainReport Trainer::run() {
+  auto& t = config_.train;
+  load_state();
+  double before = now();
+  compile();
+  progress_.line(fmt::format(
+      "{} parameters, {} tokens of training text, {} of validation; compiled "
+      "in {:.2f} s; {}",
+      model_.parameters().count(), corpus_.train.size(), corpus_.val.size(),
+      now() - before, folder_.path().string()));
+  if (first_ > 0) progress_.line(fmt::format("resumed after step {}", first_));
+  if (first_ > t.steps)
+    usage_error("the run has {} steps already, and train.steps = {}", first_,
+                t.steps);
+  metrics_.emplace(folder_.metrics(), first_);
+  peak_ = engine_.measure_peak();
+  StopSignals signals;
+  TrainReport report_out;
+  report_out.folder = folder_.path();
+  StepResult r;
+  i64 done = first_;
+  started_ = now();
+  while (done < t.steps) {
+    double start = now();
+    r = step(done++);
+    step_seconds_ = now() - start;
+    busy_ += step_seconds_;
+    mean_seconds_ = done == first_ + 1
+                        ? step_seconds_
+                        : 0.9 * mean_seconds_ + 0.1 * step_seconds_;
+    bool stop = signals.requested();
+    bool last = done == t.steps;
+    bool eval_now = last || (t.eval_every > 0 && done % t.eval_every == 0);
+    report(done, r, eval_now);
+    if (last || stop || (t.save_every > 0 && done % t.save_every == 0))
+      save(done);
+    if (stop && !last) {
+      report_out.interrupted = true;
+      break;
+    }
+  }
+  if (t.steps == first_ && !checkpoint_) save(0);
+  progress_.finish();
+  report_out.step = done;
+  report_out.loss = r.loss;
+  report_out.val_loss = val_loss_;
+  report_out.val_ce = val_ce_;
+  report_out.tokens_per_s =
+      double((done - first_) * t.batch * t.seq * t.accumulate) /
+      std::max(busy_, 1e-9);
+  return report_out;
+}
+
+}  // namespace
+
+TrainReport train(TrainOptions o) {
+  if (o.out.empty()) o.out = new_run_folder("runs", o.name);
+  RunFolder folder(o.out, o.resume ? RunMode::Resume : RunMode::New);
+  RunStart start = start_run(o, folder.path());
+  return Trainer(std::move(o), folder, std::move(start)).run();
+}
+
+}  // namespace moec::moe
