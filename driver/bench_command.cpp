@@ -1,0 +1,91 @@
+// moec bench: how fast, and how near to the machine's limits.
+#include <CLI/CLI.hpp>
+#include <nlohmann/json.hpp>
+
+#include "codegen/cpu/jit.h"
+#include "codegen/cpu/peak.h"
+#include "driver/commands.h"
+#include "driver/common.h"
+#include "models/moe/benchmark.h"
+#include "models/moe/model_io.h"
+
+namespace moec {
+namespace {
+
+struct TrainOptions : RunFlags {
+  std::string config, dtype;
+  i64 steps = 10;
+};
+
+void run_train(const TrainOptions& o) {
+  auto set = o.set;
+  if (!o.dtype.empty()) set.push_back("train.dtype=" + o.dtype);
+  auto config = moe::open_model(o.config, set).config;
+  auto engine = engine_options(o, config);
+  auto b = moe::bench_train(config, engine, o.steps);
+  moe::Engine threads(engine);
+  nlohmann::ordered_json j = {
+      {"config", std::filesystem::path(o.config).stem().string()},
+      {"dtype", config.train.dtype},
+      {"threads", threads.threads()},
+      {"params", b.params},
+      {"compile_s", b.compile_s},
+      {"step_ms", b.step_ms},
+      {"cpu_ms", b.cpu_ms},
+      {"tokens_per_s", b.tokens_per_s},
+      {"peak_rss_mib", b.peak_rss_mib},
+      {"peak_fraction", b.peak_fraction},
+      {"loss0", b.loss0},
+      {"loss", b.loss}};
+  if (o.json) {
+    fmt::print("{}\n", j.dump());
+    return;
+  }
+  for (auto& [key, value] : j.items())
+    fmt::print("{:14} {}\n", key, value.dump());
+}
+
+void add_train(CLI::App& bench) {
+  auto o = std::make_shared<TrainOptions>();
+  auto* c = bench.add_subcommand("train", "A training step of a config");
+  c->add_option("config", o->config, "Config or checkpoint")->required();
+  c->add_option("--dtype", o->dtype, "f32 or bf16 (train.dtype)");
+  c->add_option("--steps", o->steps, "Timed steps")
+      ->check(CLI::Range(1, 1000000));
+  add_run_flags(*c, *o);
+  c->callback([o] { run_train(*o); });
+}
+
+void run_peak(bool json) {
+  KernelLibrary library(host_target());
+  Peak p = measure_peak(library);
+  nlohmann::ordered_json j = {{"f32_gflops", p.f32 / 1e9},
+                              {"bf16_gflops", p.bf16 / 1e9},
+                              {"read_gb_per_s", p.read / 1e9},
+                              {"copy_gb_per_s", p.copy / 1e9}};
+  if (json) {
+    fmt::print("{}\n", j.dump());
+    return;
+  }
+  fmt::print("one thread\n");
+  for (auto& [key, value] : j.items())
+    fmt::print("{:14} {:.1f}\n", key, double(value));
+}
+
+void add_peak(CLI::App& bench) {
+  auto json = std::make_shared<bool>(false);
+  auto* c = bench.add_subcommand("peak", "FMA and memory rates of one thread");
+  c->add_flag("--json", *json, "One JSON object as the last line of stdout");
+  c->callback([json] { run_peak(*json); });
+}
+
+}  // namespace
+
+void add_bench_command(CLI::App& app) {
+  auto* bench = app.add_subcommand("bench", "Measure speed");
+  bench->require_subcommand(1);
+  add_train(*bench);
+  add_peak(*bench);
+}
+
+}  // namespace moec

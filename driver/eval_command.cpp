@@ -1,0 +1,77 @@
+// moec eval: the loss of a checkpoint on a file.
+#include <CLI/CLI.hpp>
+#include <cmath>
+#include <nlohmann/json.hpp>
+#include <numbers>
+
+#include "driver/commands.h"
+#include "driver/common.h"
+#include "models/moe/data.h"
+#include "models/moe/evaluation.h"
+#include "models/moe/functions.h"
+#include "models/moe/model_io.h"
+
+namespace moec {
+namespace {
+
+struct Options : RunFlags {
+  std::string checkpoint, data;
+};
+
+// Bytes of the predicted text: all tokens but the first.
+double predicted_bytes(const Tokenizer& tokenizer, const TokenSource& tokens) {
+  std::vector<int32_t> ids(size_t(tokens.size()));
+  tokens.copy(0, ids);
+  double bytes = 0;
+  for (size_t i = 1; i < ids.size(); ++i)
+    bytes += double(tokenizer.token_bytes(uint32_t(ids[i])).size());
+  return bytes;
+}
+
+void run(const Options& o) {
+  auto opened = moe::open_model(o.checkpoint, o.set);
+  auto& config = opened.config;
+  moe::Transformer model(config);
+  moe::State state;
+  moe::load_parameters(state, model.parameters(), opened);
+  auto tokens = moe::load_tokens(o.data, config, opened.tokenizer);
+  EvalWindows windows(tokens, config.train.seq);
+  i64 rows = std::min(config.train.batch, windows.windows());
+  moe::Engine engine(engine_options(o, config));
+  auto f = engine.compile(moe::eval_function(model, rows, config.train.seq));
+  f.bind(state);
+  auto e = moe::evaluate(f, config, windows, rows);
+  double bpb = std::nan("");
+  if (opened.tokenizer)
+    bpb = e.ce * double(e.tokens) / std::numbers::ln2 /
+          predicted_bytes(*opened.tokenizer, tokens);
+  if (o.json) {
+    nlohmann::ordered_json j = {{"tokens", e.tokens},
+                                {"loss", e.ce},
+                                {"perplexity", std::exp(e.ce)},
+                                {"bits_per_byte", bpb},
+                                {"expert_load", e.load}};
+    fmt::print("{}\n", j.dump());
+    return;
+  }
+  fmt::print(
+      "tokens         {}\nloss           {:.4f} nats a token\n"
+      "perplexity     {:.3f}\nbits per byte  {:.4f}\n",
+      e.tokens, e.ce, std::exp(e.ce), bpb);
+  for (size_t l = 0; l < e.load.size(); ++l)
+    fmt::print("MoE layer {} load: {}\n", l, fmt::join(e.load[l], " "));
+}
+
+}  // namespace
+
+void add_eval_command(CLI::App& app) {
+  auto o = std::make_shared<Options>();
+  auto* c = app.add_subcommand("eval", "Loss of a checkpoint on a file");
+  c->add_option("checkpoint", o->checkpoint, "Step folder or run folder")
+      ->required();
+  c->add_option("--data", o->data, "Text, or .bin of token ids")->required();
+  add_run_flags(*c, *o);
+  c->callback([o] { run(*o); });
+}
+
+}  // namespace moec

@@ -1,0 +1,197 @@
+// The commands: what they print, and one clear error for every bad input.
+#include <nlohmann/json.hpp>
+
+#include "runtime/safetensors.h"
+#include "support/file.h"
+#include "tests/driver/process.h"
+#include "tests/test.h"
+
+namespace moec {
+namespace {
+
+const std::string kConfig = R"([model]
+vocab = 11
+d_model = 8
+n_layers = 1
+n_heads = 2
+d_ff = 12
+[moe]
+experts = 4
+top_k = 2
+[train]
+batch = 2
+seq = 6
+steps = 3
+)";
+
+struct Fixture {
+  Fixture() {
+    write_file_atomic(config, kConfig);
+    std::string text;
+    for (int i = 0; i < 300; ++i) text += char('a' + i * i % 11 % 10);
+    write_file_atomic(data, text);
+  }
+  TempDir dir;
+  std::filesystem::path config = dir / "a.toml", data = dir / "text.txt";
+  std::filesystem::path run = dir / "run";
+
+  Outcome train(std::vector<std::string> more = {}) {
+    std::vector<std::string> args = {
+        "train", config.string(), "--data",    data.string(),
+        "--out", run.string(),    "--threads", "1"};
+    args.insert(args.end(), more.begin(), more.end());
+    return run_moec(args);
+  }
+};
+
+std::string last_line(const std::string& text) {
+  auto end = text.find_last_not_of('\n');
+  auto start = text.rfind('\n', end);
+  return text.substr(start == text.npos ? 0 : start + 1, end - start);
+}
+
+void fails(const Outcome& o, int code, const std::string& part) {
+  CAPTURE(o.err);
+  CHECK(o.code == code);
+  CHECK(o.err.find(part) != o.err.npos);
+  CHECK(o.err.find("internal error") == o.err.npos);
+}
+
+TEST_CASE_FIXTURE(Fixture, "train, eval and generate") {
+  auto t = train({"--json"});
+  CAPTURE(t.err);
+  REQUIRE(t.code == 0);
+  auto report = nlohmann::json::parse(last_line(t.out));
+  CHECK(report["step"] == 3);
+  auto e = run_moec({"eval", run.string(), "--data", data.string(), "--json"});
+  CAPTURE(e.err);
+  REQUIRE(e.code == 0);
+  auto j = nlohmann::json::parse(last_line(e.out));
+  CHECK(j["tokens"] == 299);
+  CHECK(j["expert_load"].size() == 1);
+  i64 total = 0;
+  for (auto& n : j["expert_load"][0]) total += int64_t(n);
+  CHECK(total == 2 * 299);
+  // One byte a character, so that bits follow from nats.
+  CHECK(double(j["bits_per_byte"]) ==
+        doctest::Approx(double(j["loss"]) / std::log(2.0)));
+  auto g = run_moec({"generate", run.string(), "--prompt-ids", "1,2", "--ids",
+                     "--max-tokens", "5", "--temperature", "0"});
+  CHECK(g.code == 0);
+  CHECK(std::count(g.out.begin(), g.out.end(), ',') == 4);
+  auto text = run_moec({"generate", run.string(), "--prompt", "ab",
+                        "--max-tokens", "5", "--seed", "3"});
+  CHECK(text.code == 0);
+  CHECK(text.out.starts_with("ab"));
+  CHECK(text.out.size() == 8);
+}
+
+TEST_CASE_FIXTURE(Fixture, "run gives the tensors of a function") {
+  std::vector<int32_t> ids(12);
+  for (int i = 0; i < 12; ++i) ids[size_t(i)] = i % 11;
+  auto in = (dir / "in.safetensors").string();
+  auto out = (dir / "out.safetensors").string();
+  TensorView tokens{
+      "tokens", DType::I32, {2, 6}, std::as_bytes(std::span(ids))};
+  TensorView targets = tokens;
+  targets.name = "targets";
+  write_safetensors(in, std::vector{tokens, targets});
+  auto g = run_moec({"run", config.string(), "--fn", "grad", "--inputs", in,
+                     "--outputs", out});
+  CAPTURE(g.err);
+  REQUIRE(g.code == 0);
+  Safetensors file(out);
+  CHECK(file.find("loss"));
+  CHECK(file.find("ce"));
+  CHECK(file.find("grad.layers.0.moe.experts.up_proj.weight"));
+
+  auto ir = (dir / "f.ir").string();
+  write_file_atomic(ir,
+                    "func @f(%tokens: i32[2,6]) {\n"
+                    "  %a = add(%tokens, %tokens) : i32[2,6]\n"
+                    "  return %a\n}\n");
+  auto r = run_moec({"run", ir, "--inputs", in, "--outputs", out});
+  CAPTURE(r.err);
+  REQUIRE(r.code == 0);
+  auto bytes =
+      Safetensors(out).require("out0", DType::I32, std::vector<int64_t>{2, 6});
+  CHECK(int(bytes[4]) == 2);
+}
+
+TEST_CASE_FIXTURE(Fixture, "dump is canonical text") {
+  auto d = run_moec({"dump", config.string(), "--fn", "loss"});
+  REQUIRE(d.code == 0);
+  auto file = dir / "d.ir";
+  write_file_atomic(file, d.out);
+  auto o = run_moec({"opt", file.string(), "--passes="});
+  CHECK(o.code == 0);
+  CHECK(o.out == d.out);
+}
+
+TEST_CASE_FIXTURE(Fixture, "inspect counts parameters") {
+  auto i = run_moec({"inspect", config.string(), "--json"});
+  REQUIRE(i.code == 0);
+  auto j = nlohmann::json::parse(last_line(i.out));
+  i64 total = 0;
+  for (auto& p : j["params"]) {
+    i64 n = 1;
+    for (auto& d : p["shape"]) n *= int64_t(d);
+    total += n;
+  }
+  CHECK(j["parameters"] == total);
+}
+
+TEST_CASE_FIXTURE(Fixture, "flags and configs that are wrong exit with 2") {
+  fails(run_moec({}), 2, "subcommand");
+  fails(run_moec({"trian"}), 2, "");
+  fails(run_moec({"train", "--nonsense"}), 2, "nonsense");
+  fails(train({"--set", "train.stepz=3"}), 2, "did you mean train.steps");
+  fails(train({"--set", "train.lr=fast"}), 2, "train.lr");
+  fails(train({"--device", "gpu"}), 2, "gpu");
+  fails(train({"--fuse", "everything"}), 2, "everything");
+  fails(run_moec({"train", (dir / "none.toml").string()}), 2, "none.toml");
+  fails(train({"--set", "model.vocab=5"}), 2, "model.vocab = 5");
+  fails(run_moec({"generate", "x", "--top-p", "2", "--prompt", "a"}), 2,
+        "top-p");
+}
+
+TEST_CASE_FIXTURE(Fixture, "bad files exit with 1") {
+  fails(run_moec({"train", config.string(), "--out", run.string(), "--data",
+                  (dir / "none.txt").string()}),
+        1, "none.txt");
+  write_file_atomic(data, "");
+  fails(train(), 1, "empty");
+  write_file_atomic(data, "ab");
+  fails(train(), 1, "token");
+  auto ir = dir / "bad.ir";
+  write_file_atomic(ir, "func @f(%x: f32[2]) {\n  %y = frob(%x) : f32[2]\n");
+  fails(run_moec({"opt", ir.string(), "--passes="}), 1, "bad.ir:2");
+  fails(run_moec({"generate", (dir / "none").string(), "--prompt", "a"}), 1,
+        "none");
+}
+
+TEST_CASE_FIXTURE(Fixture, "a corrupt checkpoint is passed over or named") {
+  REQUIRE(train({"--set", "train.save_every=1"}).code == 0);
+  auto newest = run / "step-3" / "model.safetensors";
+  auto bytes = read_file(newest);
+  write_file_atomic(newest, bytes.substr(0, bytes.size() / 2));
+  fails(run_moec({"generate", (run / "step-3").string(), "--prompt", "a"}), 1,
+        "model.safetensors");
+  // The run as a whole still has step 2.
+  auto g = run_moec(
+      {"generate", run.string(), "--prompt", "a", "--max-tokens", "3"});
+  CAPTURE(g.err);
+  CHECK(g.code == 0);
+  auto r = train({"--resume", "auto"});
+  CAPTURE(r.err);
+  CHECK(r.code == 0);
+  CHECK(std::filesystem::exists(run / "step-3"));
+}
+
+TEST_CASE_FIXTURE(Fixture, "another run's folder is refused") {
+  REQUIRE(train().code == 0);
+  fails(train(), 1, "--resume");
+}
+
+}  // namespace
+}  // namespace moec
