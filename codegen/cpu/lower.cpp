@@ -1,0 +1,78 @@
+#include "codegen/cpu/lower.h"
+
+#include <array>
+
+#include "codegen/cpu/lowerings.h"
+#include "codegen/cpu/row_build.h"
+#include "codegen/cpu/scalar_emit.h"
+#include "ir/op_def.h"
+#include "support/error.h"
+
+namespace moec {
+namespace {
+
+using Table = std::array<LowerFn, kNumOps>;
+
+const Table& table() {
+  static const Table t = [] {
+    Table x{};
+    for (int i = 0; i < kNumOps; ++i)
+      if (is_scalar_op(Op(i))) x[i] = lower_rows;
+    for (Op op : {Op::Fusion,       Op::Constant,        Op::Iota,
+                  Op::Broadcast,    Op::Slice,           Op::DynamicSlice,
+                  Op::Gather,       Op::Embedding,       Op::TakeAlong,
+                  Op::OneHot,       Op::ArgMax,          Op::LogSumExp,
+                  Op::Softmax,      Op::SoftmaxGrad,     Op::LayerNorm,
+                  Op::LayerNormGrad, Op::RmsNorm,        Op::RmsNormGrad,
+                  Op::CausalMask,   Op::CrossEntropy,    Op::CrossEntropyGrad,
+                  Op::RandomUniform, Op::RandomNormal,   Op::Dropout})
+      x[int(op)] = lower_rows;
+    for (Op op : {Op::Sum, Op::Mean, Op::ReduceMax, Op::ReduceMin})
+      x[int(op)] = lower_reduce;
+    x[int(Op::Reshape)] = x[int(Op::StopGradient)] = lower_reshape;
+    x[int(Op::Transpose)] = lower_transpose;
+    x[int(Op::Concat)] = lower_concat;
+    x[int(Op::Pad)] = lower_pad;
+    x[int(Op::DynamicUpdateSlice)] = lower_dynamic_update_slice;
+    x[int(Op::ScatterAdd)] = lower_scatter_add;
+    x[int(Op::PutAlong)] = lower_put_along;
+    x[int(Op::Bincount)] = lower_bincount;
+    x[int(Op::SegmentSum)] = lower_segment_sum;
+    x[int(Op::Rope)] = lower_rope;
+    x[int(Op::TopK)] = lower_top_k;
+    x[int(Op::CapacityKeep)] = lower_capacity_keep;
+    x[int(Op::Route)] = lower_route;
+    x[int(Op::GlobalNorm)] = lower_global_norm;
+    x[int(Op::AdamW)] = lower_adamw;
+    x[int(Op::Matmul)] = lower_matmul;
+    x[int(Op::GroupedMatmul)] = lower_grouped_matmul;
+    x[int(Op::GroupedMatmulDw)] = lower_grouped_matmul_dw;
+    return x;
+  }();
+  return t;
+}
+
+}  // namespace
+
+LowerFn cpu_lowering(Op op) { return table()[int(op)]; }
+
+bool cpu_supports(const Node& n) {
+  if (!cpu_lowering(n.op())) return false;
+  for (Value v : n.operands())
+    if (v.type().dtype == DType::F64) return false;
+  for (const Type& t : n.types())
+    if (t.dtype == DType::F64) return false;
+  return true;
+}
+
+Lowered lower_cpu(const Node& n, const Target& t) {
+  for (const Type& r : n.types())
+    if (r.dtype == DType::F64)
+      user_error("{}: f64 runs on --device ref64 only ({})", op_name(n.op()),
+                 n.where.scope.empty() ? "top level" : n.where.scope);
+  LowerFn f = cpu_lowering(n.op());
+  MOEC_CHECK(f, "op {} was not legalised", op_name(n.op()));
+  return f(n, t);
+}
+
+}  // namespace moec

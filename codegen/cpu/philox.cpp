@@ -1,0 +1,56 @@
+#include "codegen/cpu/philox.h"
+
+namespace moec {
+
+std::array<V, 4> emit_philox(Emit& e, V block, std::array<V, 2> key,
+                             uint64_t stream) {
+  int w = e.width(block);
+  auto all = [&](V scalar) { return e.splat(scalar, w); };
+  std::array<V, 4> c = {
+      e.trunc(block, Ty::I32),
+      e.trunc(e.lshr(block, all(e.i(32))), Ty::I32),
+      all(e.i32(int64_t(stream & 0xffffffff))),
+      all(e.i32(int64_t(stream >> 32)))};
+  V m0 = all(e.i32(0xD2511F53)), m1 = all(e.i32(0xCD9E8D57));
+  V k0 = key[0], k1 = key[1];
+  for (int round = 0; round < 10; ++round) {
+    V a_hi = e.mulhi_u32(m0, c[0]), a_lo = e.mul(m0, c[0]);
+    V b_hi = e.mulhi_u32(m1, c[2]), b_lo = e.mul(m1, c[2]);
+    c = {e.xor_(e.xor_(b_hi, c[1]), all(k0)), b_lo,
+         e.xor_(e.xor_(a_hi, c[3]), all(k1)), a_lo};
+    k0 = e.add(k0, e.i32(0x9E3779B9));
+    k1 = e.add(k1, e.i32(0xBB67AE85));
+  }
+  return c;
+}
+
+V emit_uniform(Emit& e, V word) {
+  int w = e.width(word);
+  auto all = [&](int64_t v) { return e.splat(e.i32(v), w); };
+  V k = e.lshr(word, all(9));
+  return e.mul(e.to_f32(e.add(e.add(k, k), all(1))),
+               e.splat(e.f(0x1p-24), w));
+}
+
+V emit_normal(Emit& e, V u) {
+  constexpr double kNear[9] = {
+      2.81022636e-08,  3.43273939e-07, -3.5233877e-06,
+      -4.39150654e-06, 0.00021858087,  -0.00125372503,
+      -0.00417768164,  0.246640727,    1.50140941};
+  constexpr double kFar[9] = {-0.000200214257, 0.000100950558, 0.00134934322,
+                              -0.00367342844,  0.00573950773,  -0.0076224613,
+                              0.00943887047,   1.00167406,     2.83297682};
+  int w = e.width(u);
+  auto all = [&](double v) { return e.splat(e.f(v), w); };
+  V one = all(1);
+  V x = e.sub(e.add(u, u), one);
+  V y = e.neg(e.log(e.mul(e.sub(one, x), e.add(one, x))));
+  V near = e.lt(y, all(5));
+  V z = e.select(near, e.sub(y, all(2.5)), e.sub(e.sqrt(y), all(3)));
+  V p = e.select(near, all(kNear[0]), all(kFar[0]));
+  for (int i = 1; i < 9; ++i)
+    p = e.fma(p, z, e.select(near, all(kNear[i]), all(kFar[i])));
+  return e.mul(e.mul(all(1.41421356237309504880), p), x);
+}
+
+}  // namespace moec
