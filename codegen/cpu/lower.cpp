@@ -18,14 +18,14 @@ const Table& table() {
     Table x{};
     for (int i = 0; i < kNumOps; ++i)
       if (is_scalar_op(Op(i))) x[i] = lower_rows;
-    for (Op op : {Op::Fusion,       Op::Constant,        Op::Iota,
-                  Op::Broadcast,    Op::Slice,           Op::DynamicSlice,
-                  Op::Gather,       Op::Embedding,       Op::TakeAlong,
-                  Op::OneHot,       Op::ArgMax,          Op::LogSumExp,
-                  Op::Softmax,      Op::SoftmaxGrad,     Op::LayerNorm,
-                  Op::LayerNormGrad, Op::RmsNorm,        Op::RmsNormGrad,
-                  Op::CausalMask,   Op::CrossEntropy,    Op::CrossEntropyGrad,
-                  Op::RandomUniform, Op::RandomNormal,   Op::Dropout})
+    for (Op op : {Op::Fusion,        Op::Constant,     Op::Iota,
+                  Op::Broadcast,     Op::Slice,        Op::DynamicSlice,
+                  Op::Gather,        Op::Embedding,    Op::TakeAlong,
+                  Op::OneHot,        Op::ArgMax,       Op::LogSumExp,
+                  Op::Softmax,       Op::SoftmaxGrad,  Op::LayerNorm,
+                  Op::LayerNormGrad, Op::RmsNorm,      Op::RmsNormGrad,
+                  Op::CausalMask,    Op::CrossEntropy, Op::CrossEntropyGrad,
+                  Op::RandomUniform, Op::RandomNormal, Op::Dropout})
       x[int(op)] = lower_rows;
     for (Op op : {Op::Sum, Op::Mean, Op::ReduceMax, Op::ReduceMin})
       x[int(op)] = lower_reduce;

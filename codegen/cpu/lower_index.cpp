@@ -56,8 +56,8 @@ void sum_rows(Emit& e, DType t, i64 cols, V x, V y, V first, V end,
 
 // Stable counting sort of the indices: offsets i32[rows + 1], order i32[n].
 // Indices outside [0, rows) are left out.
-KernelSpec counting_sort(DType t, i64 n, i64 rows, Access offsets,
-                         Access order, int index, int workspace) {
+KernelSpec counting_sort(DType t, i64 n, i64 rows, Access offsets, Access order,
+                         int index, int workspace) {
   KernelSpec k;
   k.key = fmt::format("counting_sort {} {} of {} to {} {}", dtype_name(t), n,
                       rows, offsets.offset, order.offset);
@@ -112,8 +112,8 @@ Lowered lower_scatter_add(const Node& n, const Target& t) {
       1, task_elements(0.15, elements) / std::max<i64>(1, elements / rows));
   KernelSpec k;
   k.key = fmt::format("scatter_add {} {} rows of {} by {} from {} {}",
-                      dtype_name(u.dtype), rows, cols, per_task,
-                      offsets.offset, order.offset);
+                      dtype_name(u.dtype), rows, cols, per_task, offsets.offset,
+                      order.offset);
   k.tasks = (rows + per_task - 1) / per_task;
   k.bytes = double(elements * dtype_size(u.dtype));
   DType dt = u.dtype;
@@ -171,8 +171,8 @@ Lowered lower_put_along(const Node& n, const Target& t) {
       std::max<i64>(1, task_elements(0.1, rows * row_cost) / row_cost);
   KernelSpec k;
   k.key = fmt::format("put_along {} {} rows {} into {} by {}",
-                      dtype_name(idx.dtype), dtype_name(v.dtype), k_count,
-                      size, per_task) +
+                      dtype_name(idx.dtype), dtype_name(v.dtype), k_count, size,
+                      per_task) +
           fmt::format(" of {}", rows);
   k.tasks = (rows + per_task - 1) / per_task;
   k.bytes = double(idx.bytes() + v.bytes() + y.bytes());

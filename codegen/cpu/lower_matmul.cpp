@@ -47,8 +47,7 @@ void launch(Lowered& out, KernelSpec k, std::vector<int> buffers) {
 }  // namespace
 
 Lowered lower_matmul(const Node& n, const Target& t) {
-  const Type &a = n.operand(0).type(), &b = n.operand(1).type(),
-             &c = n.type();
+  const Type &a = n.operand(0).type(), &b = n.operand(1).type(), &c = n.type();
   bool ta = n.b("transpose_a"), tb = n.b("transpose_b");
   MatmulDesc d;
   d.m = c.dim(-2);
@@ -76,8 +75,7 @@ Lowered lower_matmul(const Node& n, const Target& t) {
 
 // Rows past the last expert's are zero.
 Lowered lower_grouped_matmul(const Node& n, const Target& t) {
-  const Type &x = n.operand(0).type(), &w = n.operand(1).type(),
-             &y = n.type();
+  const Type &x = n.operand(0).type(), &w = n.operand(1).type(), &y = n.type();
   MatmulDesc d;
   d.m = x.dims[0];
   d.k = x.dims[1];
@@ -121,9 +119,8 @@ Lowered lower_grouped_matmul(const Node& n, const Target& t) {
     const int w = 4 * e.lanes();
     V zeros = e.zero(Ty::I8, w);
     V whole = e.add(first, e.and_(e.sub(end, first), e.i(-i64(w))));
-    e.loop(first, whole, w, [&](V at) {
-      e.store_raw(zeros, e.at(e.buffer(1), at, 1), 1);
-    });
+    e.loop(first, whole, w,
+           [&](V at) { e.store_raw(zeros, e.at(e.buffer(1), at, 1), 1); });
     e.loop(whole, end, 1, [&](V at) {
       e.store_raw(e.zero(Ty::I8), e.at(e.buffer(1), at, 1), 1);
     });
@@ -133,8 +130,7 @@ Lowered lower_grouped_matmul(const Node& n, const Target& t) {
 }
 
 Lowered lower_grouped_matmul_dw(const Node& n, const Target& t) {
-  const Type &x = n.operand(0).type(), &dy = n.operand(1).type(),
-             &w = n.type();
+  const Type &x = n.operand(0).type(), &dy = n.operand(1).type(), &w = n.type();
   bool swap = n.b("transpose");
   // dw[e] = x^T dy, or dy^T x.
   const Type &left = swap ? dy : x, &right = swap ? x : dy;

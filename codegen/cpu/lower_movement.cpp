@@ -78,7 +78,10 @@ struct Tiles {
 class TileKernel {
  public:
   TileKernel(Emit& e, const Tiles& t)
-      : e_(e), t_(t), raw_(raw_type(t.dtype)), size_(dtype_size(t.dtype)),
+      : e_(e),
+        t_(t),
+        raw_(raw_type(t.dtype)),
+        size_(dtype_size(t.dtype)),
         n_(size_ == 8 ? e.lanes() / 2 : e.lanes()) {}
 
   void run() {
@@ -106,8 +109,7 @@ class TileKernel {
     V line_mask = t_.lines % n_ || t_.lines_per_task % n_
                       ? e_.mask(e_.sub(end, l), n_)
                       : nullptr;
-    V col_mask =
-        t_.cols % n_ ? e_.mask(e_.sub(e_.i(t_.cols), c), n_) : nullptr;
+    V col_mask = t_.cols % n_ ? e_.mask(e_.sub(e_.i(t_.cols), c), n_) : nullptr;
     Vs rows;
     for (int j = 0; j < n_; ++j) {
       V col = e_.add(c, j);
@@ -149,10 +151,8 @@ KernelSpec tile_kernel(Tiles t) {
   k.key = fmt::format("transpose {} {}x{} to {} from {} by {} outer {} {} {}",
                       dtype_name(t.dtype), t.lines, t.cols, t.line_to,
                       t.col_from, t.lines_per_task, fmt::join(t.outer, ","),
-                      fmt::join(t.outer_from, ","),
-                      fmt::join(t.outer_to, ","));
-  k.tasks =
-      outer * ((t.lines + t.lines_per_task - 1) / t.lines_per_task);
+                      fmt::join(t.outer_from, ","), fmt::join(t.outer_to, ","));
+  k.tasks = outer * ((t.lines + t.lines_per_task - 1) / t.lines_per_task);
   k.bytes = 2.0 * double(elements * dtype_size(t.dtype));
   k.emit = [t = std::move(t)](Emit& e) { TileKernel(e, t).run(); };
   return k;
@@ -213,8 +213,7 @@ Lowered lower_concat(const Node& n, const Target& t) {
   for (int i = 0; i < n.num_operands(); ++i) {
     const Type& x = n.operand(i).type();
     if (x.numel() > 0)
-      l.add(copy("concat", x.dims,
-                 place(i, x.dtype, row_major_strides(x.dims)),
+      l.add(copy("concat", x.dims, place(i, x.dtype, row_major_strides(x.dims)),
                  place(n.num_operands(), y.dtype, to, at * to[axis])));
     at += x.dims[axis];
   }
@@ -265,8 +264,8 @@ Lowered lower_dynamic_update_slice(const Node& n, const Target& t) {
     V start = e.sext(e.load(DType::I32, e.buffer(2)), Ty::I64);
     start = e.min(e.max(start, e.i(0)), e.i(last));
     V from = e.at(e.buffer(1), e.mul(e.task(), run), bytes);
-    V to = e.at(e.buffer(3),
-                e.add(e.mul(e.task(), row), e.mul(start, inner)), bytes);
+    V to = e.at(e.buffer(3), e.add(e.mul(e.task(), row), e.mul(start, inner)),
+                bytes);
     i64 whole = run / e.lanes() * e.lanes();
     e.loop(e.i(0), e.i(whole), e.lanes(), [&](V c) {
       e.vstore(dt, e.vload(dt, e.at(from, c, bytes)), e.at(to, c, bytes));

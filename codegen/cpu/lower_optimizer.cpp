@@ -57,14 +57,14 @@ Lowered lower_adamw(const Node& n, const Target& t) {
   auto scalar = [&](int i) { return f.load(i, n.operand(i).type().dtype, 0); };
   int lr = scalar(4), step = scalar(5), scale = scalar(6);
   auto correction = [&](double beta) {
-    int e = f.op(Op::Exp, {f.mul(step, f.constant(std::log(beta)))},
-                 "minus_one");
+    int e =
+        f.op(Op::Exp, {f.mul(step, f.constant(std::log(beta)))}, "minus_one");
     return f.op(Op::Div, {f.constant(-1), e});
   };
   int c1 = correction(beta1), c2 = correction(beta2);
   int rate = f.mul(lr, c1);
-  int keep = f.op(Op::Sub, {f.constant(1),
-                            f.mul(lr, f.constant(n.f("weight_decay")))});
+  int keep = f.op(Op::Sub,
+                  {f.constant(1), f.mul(lr, f.constant(n.f("weight_decay")))});
   int g = f.mul(tensor(1), scale);
   int m = f.op(Op::Add, {f.mul(tensor(2), f.constant(beta1)),
                          f.mul(g, f.constant(1 - beta1))});

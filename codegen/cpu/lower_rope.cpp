@@ -38,8 +38,8 @@ KernelSpec table_kernel(i64 positions, i64 width, double theta, double sign,
         if (sign < 0) s = e.neg(s);
         e.vstore(DType::F32, e.cos(angle),
                  e.at(e.buffer(table), e.add(place, cos.offset)), mask);
-        e.vstore(DType::F32, s,
-                 e.at(e.buffer(table), e.add(place, sin.offset)), mask);
+        e.vstore(DType::F32, s, e.at(e.buffer(table), e.add(place, sin.offset)),
+                 mask);
       });
     }
   };
@@ -58,8 +58,8 @@ Lowered lower_rope(const Node& n, const Target& t) {
   RowLowering l(n, t);
   Access cos = l.workspace(DType::F32, positions * half);
   Access sin = l.workspace(DType::F32, positions * half);
-  l.launch(table_kernel(positions, width, n.f("theta"),
-                        n.b("inverse") ? -1 : 1, given, cos, sin, result + 1));
+  l.launch(table_kernel(positions, width, n.f("theta"), n.b("inverse") ? -1 : 1,
+                        given, cos, sin, result + 1));
   RowProgram p;
   p.label = "rope";
   p.dims = x.dims;
@@ -83,8 +83,8 @@ Lowered lower_rope(const Node& n, const Target& t) {
   low.strides = high.strides = strides;
   high.offset = half;
   int a = load(0, x.dtype, low), b = load(0, x.dtype, high);
-  int c = load(cos.buffer, DType::F32, cos), d = load(sin.buffer, DType::F32,
-                                                      sin);
+  int c = load(cos.buffer, DType::F32, cos),
+      d = load(sin.buffer, DType::F32, sin);
   auto op = [&](Op o, int u, int v) {
     Expr e;
     e.kind = ExprKind::Scalar;

@@ -34,9 +34,12 @@ void zero_words(Emit& e, V p, i64 count) {
 class RowTop {
  public:
   RowTop(Emit& e, DType t, V row, i64 n)
-      : e_(e), t_(t), row_(row), n_(n),
-        w_(int(std::min<i64>(e.lanes(), i64(std::bit_ceil(
-                                            uint64_t(std::max<i64>(4, n))))))) {
+      : e_(e),
+        t_(t),
+        row_(row),
+        n_(n),
+        w_(int(std::min<i64>(
+            e.lanes(), i64(std::bit_ceil(uint64_t(std::max<i64>(4, n))))))) {
     vectors_ = int((n + w_ - 1) / w_);
     if (vectors_ <= 4)
       for (int v = 0; v < vectors_; ++v) held_.push_back(load(e.i(v * w_), v));
@@ -50,8 +53,8 @@ class RowTop {
     });
     V best = emit_horizontal(e_, Reduction::MaxNumber, DType::F32, top[0]);
     Vs where = over({none}, [&](V x, V at, Vs a) {
-      V hit = e_.and_(after(x, at, last, last_at),
-                      e_.eq(x, e_.splat(best, w_)));
+      V hit =
+          e_.and_(after(x, at, last, last_at), e_.eq(x, e_.splat(best, w_)));
       return Vs{e_.min(e_.select(hit, at, none), a[0])};
     });
     V at = emit_horizontal(e_, Reduction::Min, DType::I32, where[0]);
@@ -73,8 +76,8 @@ class RowTop {
   }
   V after(V x, V at, V last, V last_at) {
     V less = e_.lt(x, e_.splat(last, w_));
-    V tie = e_.and_(e_.eq(x, e_.splat(last, w_)),
-                    e_.gt(at, e_.splat(last_at, w_)));
+    V tie =
+        e_.and_(e_.eq(x, e_.splat(last, w_)), e_.gt(at, e_.splat(last_at, w_)));
     return e_.or_(less, tie);
   }
   Vs over(Vs acc, const std::function<Vs(V x, V at, Vs acc)>& f) {
@@ -207,8 +210,7 @@ struct Routing {
     e.loop(first, end, 1, [&](V c) {
       V expert = load_index(e, index, e.buffer(0), c);
       V ok = e.ult(expert, e.i(experts));
-      if (keeps)
-        ok = e.and_(ok, e.load(DType::Bool, e.at(e.buffer(1), c, 1)));
+      if (keeps) ok = e.and_(ok, e.load(DType::Bool, e.at(e.buffer(1), c, 1)));
       if (g)
         e.if_(ok, [&] { f(c, expert); }, [&] { g(c); });
       else

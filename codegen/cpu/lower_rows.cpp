@@ -18,8 +18,8 @@ i64 column_blocks(const RowProgram& p) {
   for (size_t k = 0; k + 1 < p.dims.size(); ++k)
     (p.stores[0].to.strides[k] ? kept : reduced) *= p.dims[k];
   i64 elements = kept * reduced * p.cols();
-  i64 tasks = elements / std::max<i64>(
-                             1, task_elements(p.ns_per_element(), elements));
+  i64 tasks =
+      elements / std::max<i64>(1, task_elements(p.ns_per_element(), elements));
   // Enough columns make enough tasks without cutting the rows.
   i64 column_tasks = kept * std::max<i64>(1, p.cols() / 64);
   i64 blocks = std::min(tasks / std::max<i64>(1, column_tasks), reduced / 32);

@@ -6,11 +6,10 @@ std::array<V, 4> emit_philox(Emit& e, V block, std::array<V, 2> key,
                              uint64_t stream) {
   int w = e.width(block);
   auto all = [&](V scalar) { return e.splat(scalar, w); };
-  std::array<V, 4> c = {
-      e.trunc(block, Ty::I32),
-      e.trunc(e.lshr(block, all(e.i(32))), Ty::I32),
-      all(e.i32(int64_t(stream & 0xffffffff))),
-      all(e.i32(int64_t(stream >> 32)))};
+  std::array<V, 4> c = {e.trunc(block, Ty::I32),
+                        e.trunc(e.lshr(block, all(e.i(32))), Ty::I32),
+                        all(e.i32(int64_t(stream & 0xffffffff))),
+                        all(e.i32(int64_t(stream >> 32)))};
   V m0 = all(e.i32(0xD2511F53)), m1 = all(e.i32(0xCD9E8D57));
   V k0 = key[0], k1 = key[1];
   for (int round = 0; round < 10; ++round) {
@@ -28,15 +27,13 @@ V emit_uniform(Emit& e, V word) {
   int w = e.width(word);
   auto all = [&](int64_t v) { return e.splat(e.i32(v), w); };
   V k = e.lshr(word, all(9));
-  return e.mul(e.to_f32(e.add(e.add(k, k), all(1))),
-               e.splat(e.f(0x1p-24), w));
+  return e.mul(e.to_f32(e.add(e.add(k, k), all(1))), e.splat(e.f(0x1p-24), w));
 }
 
 V emit_normal(Emit& e, V u) {
-  constexpr double kNear[9] = {
-      2.81022636e-08,  3.43273939e-07, -3.5233877e-06,
-      -4.39150654e-06, 0.00021858087,  -0.00125372503,
-      -0.00417768164,  0.246640727,    1.50140941};
+  constexpr double kNear[9] = {2.81022636e-08,  3.43273939e-07, -3.5233877e-06,
+                               -4.39150654e-06, 0.00021858087,  -0.00125372503,
+                               -0.00417768164,  0.246640727,    1.50140941};
   constexpr double kFar[9] = {-0.000200214257, 0.000100950558, 0.00134934322,
                               -0.00367342844,  0.00573950773,  -0.0076224613,
                               0.00943887047,   1.00167406,     2.83297682};

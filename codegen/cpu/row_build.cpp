@@ -217,8 +217,9 @@ bool RowBuilder::find_view(Value v, View& out) const {
   if (over_last_axis(n.op())) {
     if (main_operand(n).type().dims != shape_) return false;
     x = identity();
-    bool per_column = (n.op() == Op::LayerNormGrad ||
-                       n.op() == Op::RmsNormGrad) && v.index > 0;
+    bool per_column =
+        (n.op() == Op::LayerNormGrad || n.op() == Op::RmsNormGrad) &&
+        v.index > 0;
     if (per_column)
       out = {x.back()};
     else

@@ -51,8 +51,8 @@ int RowBuilder::norm(Node& n, int, const View& view) {
     }
     case Op::LogSumExp: {
       int x = in(0), top = reduce(Reduction::MaxNumber, x);
-      int empty = scalar(Op::Compare, DType::Bool, {top, constant(w, -inf)},
-                         "eq");
+      int empty =
+          scalar(Op::Compare, DType::Bool, {top, constant(w, -inf)}, "eq");
       top = scalar(Op::Select, w, {empty, constant(w, 0), top});
       int total = sum(exp_shifted(x, top));
       return scalar(Op::Add, w, {scalar(Op::Log, w, {total}), top});
@@ -97,9 +97,9 @@ int RowBuilder::norm_grad(Node& n, int result, const View& view) {
   if (result == 2) return dy;
   int c = cast(value(n.operand(0), view), w);
   if (layer) c = sub(c, mean(c));
-  int inverse = scalar(
-      Op::Rsqrt, w,
-      {scalar(Op::Add, w, {mean(mul(c, c)), constant(w, n.f("eps"))})});
+  int inverse =
+      scalar(Op::Rsqrt, w,
+             {scalar(Op::Add, w, {mean(mul(c, c)), constant(w, n.f("eps"))})});
   if (result == 1) return mul(dy, mul(c, inverse));
   int g = mul(dy, cast(value(n.operand(1), {view.back()}), w));
   int slope = mul(mean(mul(g, c)), mul(inverse, mul(inverse, inverse)));
@@ -126,9 +126,9 @@ int RowBuilder::pick(Value table, const View& row, int at) {
   place.strides.back() = 1;
   int hit = scalar(Op::Compare, DType::Bool, {index(place), at}, "eq");
   DType t = table.type().dtype;
-  return reduce(Reduction::Sum, scalar(Op::Select, t,
-                                       {hit, value(table, full),
-                                        constant(t, 0)}));
+  return reduce(
+      Reduction::Sum,
+      scalar(Op::Select, t, {hit, value(table, full), constant(t, 0)}));
 }
 
 int RowBuilder::loss(Node& n, int result, const View& view) {

@@ -37,8 +37,13 @@ class ColumnKernel {
  public:
   ColumnKernel(Emit& e, const RowProgram& p, const Split& s, i64 blocks,
                i64 col_blocks, i64 cols_per_task)
-      : e_(e), p_(p), s_(s), blocks_(blocks), col_blocks_(col_blocks),
-        cols_per_task_(cols_per_task), values_(e, p) {}
+      : e_(e),
+        p_(p),
+        s_(s),
+        blocks_(blocks),
+        col_blocks_(col_blocks),
+        cols_per_task_(cols_per_task),
+        values_(e, p) {}
 
   // task = (kept row * blocks + row block) * col_blocks + column block
   void run() {
@@ -58,7 +63,8 @@ class ColumnKernel {
     V n = e_.sub(limit, first);
     V main = e_.add(first, e_.and_(n, e_.i(-i64(kVectors) * w)));
     V end = e_.add(first, e_.and_(n, e_.i(-i64(w))));
-    e_.loop(first, main, kVectors * w, [&](V c) { stripe(c, kVectors, nullptr); });
+    e_.loop(first, main, kVectors * w,
+            [&](V c) { stripe(c, kVectors, nullptr); });
     e_.loop(main, end, w, [&](V c) { stripe(c, 1, nullptr); });
     if (p_.cols() % w)
       e_.if_(e_.lt(end, limit),
@@ -82,8 +88,7 @@ class ColumnKernel {
     Vs acc;
     for (const RowStore& s : p_.stores)
       for (int k = 0; k < vectors; ++k)
-        acc.push_back(
-            e_.splat(emit_identity(e_, s.reduction, sum_type(s)), w));
+        acc.push_back(e_.splat(emit_identity(e_, s.reduction, sum_type(s)), w));
     acc = e_.loop(r0_, r1_, 1, acc, [&](V r, Vs a) {
       values_.begin_row(coordinates(r));
       values_.prepare(0);
@@ -107,8 +112,7 @@ class ColumnKernel {
           v = e_.mul(v, e_.splat(emit_constant(e_, sum_type(s), s.scale), w));
         V p = values_.address(s.to, e_.add(c, k * w));
         if (s.block_stride)
-          p = e_.at(p, e_.mul(block_, s.block_stride),
-                    dtype_size(s.to.dtype));
+          p = e_.at(p, e_.mul(block_, s.block_stride), dtype_size(s.to.dtype));
         if (s.to.strides.back() == 1)
           e_.vstore(s.to.dtype, v, p, mask);
         else
@@ -132,16 +136,15 @@ KernelSpec column_kernel(RowProgram p, const Target&, i64 blocks) {
   p.analyse();
   Split s = split_rows(p);
   i64 rows = std::max<i64>(1, (s.reduced_rows + blocks - 1) / blocks);
-  i64 want = std::max<i64>(1, task_elements(p.ns_per_element(),
-                                            p.rows() * p.cols()) /
-                                  rows);
+  i64 want = std::max<i64>(
+      1, task_elements(p.ns_per_element(), p.rows() * p.cols()) / rows);
   constexpr i64 kGrain = 64;
   i64 cols = std::min((want + kGrain - 1) / kGrain * kGrain,
                       std::max<i64>(1, p.cols()));
   i64 col_blocks = (p.cols() + cols - 1) / cols;
   KernelSpec k;
-  k.key = fmt::format("{}\ncolumns {} {} {}", p.key(), blocks, col_blocks,
-                      cols);
+  k.key =
+      fmt::format("{}\ncolumns {} {} {}", p.key(), blocks, col_blocks, cols);
   k.tasks = s.kept_rows * blocks * col_blocks;
   k.bytes = p.bytes();
   k.emit = [p = std::move(p), s, blocks, col_blocks, cols](Emit& e) {

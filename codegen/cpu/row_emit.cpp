@@ -45,8 +45,7 @@ class PhaseBuilder {
     // Every full store waits for the last loop, so that a result may share
     // memory with an operand.
     for (int i = 0; i < int(p_.stores.size()); ++i)
-      if (p_.stores[i].kind != StoreKind::Row)
-        out_.stores.back().push_back(i);
+      if (p_.stores[i].kind != StoreKind::Row) out_.stores.back().push_back(i);
     for (int f = out_.count() - 1; f >= 0; --f) {
       seen_.assign(n, false);
       for (int i : out_.reduces[f]) visit(p_.exprs[i].in[0], f);
@@ -99,8 +98,7 @@ class RowKernel {
     kept_.assign(p_.exprs.size(), nullptr);
     for (size_t i = 0; i < kept_.size(); ++i)
       if (phases_.slot[i] >= 0)
-        kept_[i] =
-            e_.at(e_.scratch(), phases_.slot_offset[phases_.slot[i]], 1);
+        kept_[i] = e_.at(e_.scratch(), phases_.slot_offset[phases_.slot[i]], 1);
     values_.set_kept(&kept_);
     values_.begin_task();
     clear_columns();
@@ -138,8 +136,8 @@ class RowKernel {
     Vs acc;
     for (int i : reduces) {
       const Expr& x = p_.exprs[i];
-      V id = e_.splat(emit_identity(e_, x.reduction, register_dtype(x.dtype)),
-                      w);
+      V id =
+          e_.splat(emit_identity(e_, x.reduction, register_dtype(x.dtype)), w);
       for (int k = 0; k < u; ++k) acc.push_back(id);
     }
     auto step = [&](int count) {
@@ -232,9 +230,8 @@ class RowKernel {
       if (s.kind != StoreKind::Column) continue;
       V id = e_.splat(emit_identity(e_, s.reduction, s.to.dtype), w);
       i64 end = p_.cols() / w * w;
-      e_.loop(e_.i(0), e_.i(end), w, [&](V c) {
-        e_.vstore(s.to.dtype, id, column_address(s, c));
-      });
+      e_.loop(e_.i(0), e_.i(end), w,
+              [&](V c) { e_.vstore(s.to.dtype, id, column_address(s, c)); });
       if (end < p_.cols())
         e_.vstore(s.to.dtype, id, column_address(s, e_.i(end)),
                   e_.mask(e_.i(p_.cols() - end), w));

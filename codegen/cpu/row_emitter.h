@@ -38,7 +38,7 @@ class RowEvaluator {
   // Starts a vector of columns c .. c+width-1. `group`: this vector's number in
   // a step that starts at a multiple of 64 columns, or -1.
   void begin_vector(int phase, V c, V mask, int group);
-  V vector(int expr);             // splat if it is a row value
+  V vector(int expr);                     // splat if it is a row value
   V row(int expr) { return row_[expr]; }  // scalar
   V address(const Access&, V column);     // of the current row
   void store(const Access&, V vector);    // at the current vector

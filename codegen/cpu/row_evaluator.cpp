@@ -33,10 +33,8 @@ V emit_combine(Emit& e, Reduction r, DType t, V acc, V x) {
   switch (r) {
     case Reduction::Sum: return e.add(acc, x);
     case Reduction::MaxNumber: return e.max(x, acc);
-    case Reduction::Max:
-      return emit_scalar(e, Op::Maximum, "", t, t, {acc, x});
-    case Reduction::Min:
-      return emit_scalar(e, Op::Minimum, "", t, t, {acc, x});
+    case Reduction::Max: return emit_scalar(e, Op::Maximum, "", t, t, {acc, x});
+    case Reduction::Min: return emit_scalar(e, Op::Minimum, "", t, t, {acc, x});
   }
   return acc;
 }
@@ -60,7 +58,8 @@ RowEvaluator::RowEvaluator(Emit& e, const RowProgram& p) : e_(e), p_(p) {
     if (x.kind != ExprKind::Random) continue;
     random = true;
     const auto& s = x.access.strides;
-    aligned_random_ = width_ == 16 && s.back() == 1 && x.access.offset % 64 == 0;
+    aligned_random_ =
+        width_ == 16 && s.back() == 1 && x.access.offset % 64 == 0;
     for (size_t k = 0; k + 1 < s.size(); ++k)
       aligned_random_ = aligned_random_ && s[k] % 64 == 0;
   }
@@ -131,7 +130,8 @@ void RowEvaluator::prepare(int phase) {
     const Access& a = x.access;
     if (a.index >= 0 && !p_.exprs[a.index].full) {
       V index = row_[a.index];
-      if (p_.exprs[a.index].dtype != DType::I64) index = e_.sext(index, Ty::I64);
+      if (p_.exprs[a.index].dtype != DType::I64)
+        index = e_.sext(index, Ty::I64);
       valid_[i] = e_.ult(index, e_.i(a.index_limit));
       index = e_.select(valid_[i], index, e_.i(0));
       place = e_.add(place, e_.mul(index, a.index_stride));
@@ -156,8 +156,8 @@ V RowEvaluator::compute_row(const Expr& x) {
         index = e_.select(valid, index, e_.i(0));
         place = e_.add(place, e_.mul(index, a.index_stride));
       }
-      V v = e_.load(a.dtype, e_.at(e_.buffer(a.buffer), place,
-                                   dtype_size(a.dtype)));
+      V v = e_.load(a.dtype,
+                    e_.at(e_.buffer(a.buffer), place, dtype_size(a.dtype)));
       return valid ? e_.select(valid, v,
                                emit_constant(e_, register_dtype(a.dtype), 0))
                    : v;
@@ -261,16 +261,17 @@ V RowEvaluator::random(int i, V place, int group) {
   if (group > 0) return words_[i][group];
   if (group == 0) {
     V block = e_.mul(e_.udiv(place, e_.i(64)), 16);
-    words_[i] = emit_philox(
-        e_, e_.add(e_.splat(block, 16), e_.iota(Ty::I64, 16)), keys_[i], stream);
+    words_[i] =
+        emit_philox(e_, e_.add(e_.splat(block, 16), e_.iota(Ty::I64, 16)),
+                    keys_[i], stream);
     return words_[i][0];
   }
   i64 stride = x.access.strides.back();
   auto all = [&](int64_t v) { return e_.splat(e_.i(v), width_); };
   V index = e_.add(e_.splat(place, width_),
                    e_.mul(e_.iota(Ty::I64, width_), all(stride)));
-  V block = e_.add(e_.mul(e_.lshr(index, all(6)), all(16)),
-                   e_.and_(index, all(15)));
+  V block =
+      e_.add(e_.mul(e_.lshr(index, all(6)), all(16)), e_.and_(index, all(15)));
   auto words = emit_philox(e_, block, keys_[i], stream);
   V which = e_.and_(e_.lshr(index, all(4)), all(3));
   V w = words[0];
@@ -280,8 +281,7 @@ V RowEvaluator::random(int i, V place, int group) {
 
 V RowEvaluator::address(const Access& a, V column) {
   V place = row_offset(a);
-  if (a.strides.back())
-    place = e_.add(place, e_.mul(column, a.strides.back()));
+  if (a.strides.back()) place = e_.add(place, e_.mul(column, a.strides.back()));
   return e_.at(e_.buffer(a.buffer), place, dtype_size(a.dtype));
 }
 

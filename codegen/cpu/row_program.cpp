@@ -49,9 +49,8 @@ int RowProgram::add(Expr e) {
 }
 
 bool RowProgram::has_reductions() const {
-  return std::any_of(exprs.begin(), exprs.end(), [](const Expr& e) {
-    return e.kind == ExprKind::Reduce;
-  });
+  return std::any_of(exprs.begin(), exprs.end(),
+                     [](const Expr& e) { return e.kind == ExprKind::Reduce; });
 }
 
 bool RowProgram::has_columns() const {
@@ -103,8 +102,7 @@ double RowProgram::ns_per_element() const {
     if (e.kind == ExprKind::Random) ops += kRandomCost;
   }
   for (const RowStore& s : stores)
-    if (s.kind == StoreKind::Full)
-      memory += s.to.strides.back() == 1 ? 1 : 4;
+    if (s.kind == StoreKind::Full) memory += s.to.strides.back() == 1 ? 1 : 4;
   return 0.02 + 0.02 * ops + 0.05 * memory;
 }
 
@@ -163,17 +161,15 @@ RowPlan plan_rows(const RowProgram& p, bool split_columns) {
 std::string RowProgram::key() const {
   auto access = [](const Access& a) {
     return fmt::format("b{} {} o{} s{} x{},{},{}", a.buffer,
-                       dtype_name(a.dtype), a.offset,
-                       fmt::join(a.strides, ","), a.index, a.index_stride,
-                       a.index_limit);
+                       dtype_name(a.dtype), a.offset, fmt::join(a.strides, ","),
+                       a.index, a.index_stride, a.index_limit);
   };
   std::string s = fmt::format("{} [{}]", label, fmt::join(dims, ","));
   for (const Expr& e : exprs)
-    s += fmt::format("\n{} {} {} '{}' {} ({}) {} {}", int(e.kind),
-                     dtype_name(e.dtype),
-                     e.kind == ExprKind::Scalar ? op_name(e.op) : "-", e.attr,
-                     int(e.reduction), fmt::join(e.in, ","), e.number,
-                     access(e.access));
+    s += fmt::format(
+        "\n{} {} {} '{}' {} ({}) {} {}", int(e.kind), dtype_name(e.dtype),
+        e.kind == ExprKind::Scalar ? op_name(e.op) : "-", e.attr,
+        int(e.reduction), fmt::join(e.in, ","), e.number, access(e.access));
   for (const RowStore& t : stores)
     s += fmt::format("\n> {} v{} {} r{} k{} *{}", int(t.kind), t.value,
                      access(t.to), int(t.reduction), t.block_stride, t.scale);

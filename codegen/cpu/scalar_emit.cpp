@@ -29,11 +29,13 @@ V sign(Emit& b, DType t, V x) {
   return is_float(t) ? b.select(b.is_nan(x), x, s) : s;
 }
 
-// Division by zero is undefined in the IR; here it divides by one, so that the
-// process survives it.
+// Division by zero gives 0.
 V integer_div(Emit& b, DType t, V x, V y) {
-  V safe = b.select(b.eq(y, emit_constant(b, t, 0)), emit_constant(b, t, 1), y);
-  return t == DType::U32 ? b.udiv(x, safe) : b.div(x, safe);
+  V zero = emit_constant(b, t, 0);
+  V none = b.eq(y, zero);
+  V safe = b.select(none, emit_constant(b, t, 1), y);
+  return b.select(none, zero,
+                  t == DType::U32 ? b.udiv(x, safe) : b.div(x, safe));
 }
 
 }  // namespace
