@@ -1,5 +1,8 @@
 #!/usr/bin/env python3
-"""Files aim at 250 lines; more than 800 lines or 80 columns is an error."""
+"""Files aim at 250 lines; more than 800 is an error.
+
+Scripts have 80 columns; clang-format sees to the C++ sources.
+"""
 import subprocess
 import sys
 
@@ -19,11 +22,10 @@ def main():
             print(f"{path}: {len(lines)} lines; split it (at most "
                   f"{MAX_LINES})")
             bad = True
-        if path == "dev":
+        if path.endswith((".h", ".cpp")) or path == "dev":
             continue
         for number, line in enumerate(lines, 1):
-            # Strings that cannot be broken, such as links, may be longer.
-            if len(line) > MAX_COLUMNS and "://" not in line:
+            if len(line) > MAX_COLUMNS:
                 print(f"{path}:{number}: {len(line)} columns")
                 bad = True
     return 1 if bad else 0
