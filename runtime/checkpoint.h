@@ -22,7 +22,7 @@ namespace moec {
 struct CheckpointContent {
   int64_t step = 0;                // steps completed
   int64_t cursor = 0;              // batches taken from the data
-  std::optional<double> val_loss;  // of the evaluation at this step
+  std::optional<double> val_loss;  // of the latest evaluation
   std::span<const TensorView> model, optimizer;
   std::string config_toml, tokenizer_json;  // empty tokenizer: no file
 };

@@ -100,6 +100,8 @@ void Trainer::load_state() {
         checkpoint_->folder.string());
   read_moments(state_, model_.parameters(), checkpoint_->optimizer());
   first_ = checkpoint_->step;
+  // Or the next manifest would differ from that of a run never stopped.
+  if (checkpoint_->val_loss) val_loss_ = *checkpoint_->val_loss;
 }
 
 void Trainer::compile() {
