@@ -1,9 +1,11 @@
 #include "tokenizer/tokenizer.h"
 
-#include <unordered_map>
+#include <algorithm>
 
 #include "support/error.h"
 #include "support/file.h"
+#include "support/thread_pool.h"
+#include "tokenizer/encoder.h"
 #include "tokenizer/formats.h"
 #include "tokenizer/utf8.h"
 #include "tokenizer/vocabulary.h"
@@ -11,45 +13,16 @@
 namespace moec {
 
 struct Tokenizer::Impl {
-  bpe::Vocabulary v;
-  std::unordered_map<std::string_view, uint32_t> ids;
-  // By id; added tokens stand in for the vocabulary's.
-  std::vector<std::string_view> bytes;
+  bpe::Model model;
+  mutable bpe::EncoderPool pool;
 
-  explicit Impl(bpe::Vocabulary vocabulary) : v(std::move(vocabulary)) {
-    bytes.resize(size_t(v.size()));
-    for (size_t i = 0; i < bytes.size() && i < v.tokens.size(); ++i)
-      bytes[i] = v.tokens[i];
-    for (const bpe::AddedToken& a : v.added) bytes[a.id] = a.text;
-    for (size_t i = 0; i < bytes.size(); ++i)
-      if (!bytes[i].empty()) ids.emplace(bytes[i], uint32_t(i));
-  }
+  explicit Impl(bpe::Vocabulary v) : model(std::move(v)), pool(model) {}
 
   std::string_view token(uint32_t id) const {
-    if (id >= bytes.size() || bytes[id].empty())
+    if (id >= model.bytes.size() || model.bytes[id].empty())
       user_error("there is no token {}: ids go from 0 to {}", id,
-                 int64_t(bytes.size()) - 1);
-    return bytes[id];
-  }
-
-  // One id per code point or byte.
-  void encode_units(std::string_view text, std::vector<uint32_t>& out) const {
-    auto begin = reinterpret_cast<const uint8_t*>(text.data());
-    auto end = begin + text.size();
-    out.reserve(out.size() + text.size());
-    for (auto p = begin; p < end;) {
-      int length = 1;
-      if (v.kind == bpe::Kind::Chars) bpe::decode_utf8(p, end, length);
-      std::string_view unit(reinterpret_cast<const char*>(p), length);
-      auto at = ids.find(unit);
-      if (at == ids.end())
-        user_error(
-            "byte {} of the text: the character \"{}\" is not in the "
-            "vocabulary of {} tokens",
-            p - begin, unit, v.size());
-      out.push_back(at->second);
-      p += length;
-    }
+                 int64_t(model.bytes.size()) - 1);
+    return model.bytes[id];
   }
 };
 
@@ -58,7 +31,6 @@ Tokenizer::Tokenizer(std::shared_ptr<const Impl> impl)
 
 Tokenizer Tokenizer::from(bpe::Vocabulary v, const std::string& source) {
   bpe::check(v, source);
-  if (!v.merges.empty()) user_error("{}: merges are not supported", source);
   return Tokenizer(std::make_shared<const Impl>(std::move(v)));
 }
 
@@ -83,37 +55,62 @@ void Tokenizer::save(const std::string& path) const {
   write_file_atomic(path, to_json());
 }
 
-std::string Tokenizer::to_json() const { return bpe::write_hf_json(impl_->v); }
+std::string Tokenizer::to_json() const {
+  return bpe::write_hf_json(impl_->model.vocabulary);
+}
 
-int64_t Tokenizer::vocab_size() const { return int64_t(impl_->bytes.size()); }
+int64_t Tokenizer::vocab_size() const {
+  return int64_t(impl_->model.bytes.size());
+}
 
 std::string_view Tokenizer::token_bytes(uint32_t id) const {
   return impl_->token(id);
 }
 
 int64_t Tokenizer::token_id(std::string_view bytes) const {
-  auto at = impl_->ids.find(bytes);
-  return at == impl_->ids.end() ? -1 : int64_t(at->second);
+  const auto& ids = impl_->model.ids;
+  auto at = ids.find(bytes);
+  return at == ids.end() ? -1 : int64_t(at->second);
+}
+
+void Tokenizer::encode_to(std::string_view text,
+                          FunctionRef<void(std::span<const uint32_t>)> sink,
+                          const EncodeOptions& options) const {
+  bpe::encode_parallel(impl_->pool, text, options.specials, options.threads,
+                       sink);
 }
 
 std::vector<uint32_t> Tokenizer::encode(std::string_view text,
                                         const EncodeOptions& options) const {
   std::vector<uint32_t> out;
-  impl_->encode_units(text, out);
+  encode_to(
+      text,
+      [&](std::span<const uint32_t> ids) {
+        out.insert(out.end(), ids.begin(), ids.end());
+      },
+      options);
   return out;
 }
 
 std::vector<std::vector<uint32_t>> Tokenizer::encode_batch(
     std::span<const std::string_view> texts,
     const EncodeOptions& options) const {
-  std::vector<std::vector<uint32_t>> out;
-  for (std::string_view t : texts) out.push_back(encode(t, options));
+  std::vector<std::vector<uint32_t>> out(texts.size());
+  ThreadPool pool(std::clamp(options.threads, 1, int(texts.size()) + 1));
+  pool.run(int64_t(texts.size()), [&](int64_t i, int) {
+    bpe::EncoderPool::Lease encoder(impl_->pool);
+    encoder->encode(texts[size_t(i)], options.specials, out[size_t(i)]);
+  });
   return out;
 }
 
 int64_t Tokenizer::count(std::string_view text,
                          const EncodeOptions& options) const {
-  return int64_t(encode(text, options).size());
+  int64_t n = 0;
+  encode_to(
+      text, [&](std::span<const uint32_t> ids) { n += int64_t(ids.size()); },
+      options);
+  return n;
 }
 
 std::string Tokenizer::decode(std::span<const uint32_t> ids) const {
@@ -121,11 +118,13 @@ std::string Tokenizer::decode(std::span<const uint32_t> ids) const {
   for (uint32_t id : ids) n += impl_->token(id).size();
   std::string out;
   out.reserve(n);
-  for (uint32_t id : ids) out += impl_->bytes[id];
+  for (uint32_t id : ids) out += impl_->model.bytes[id];
   return out;
 }
 
-const bpe::Vocabulary& Tokenizer::vocabulary() const { return impl_->v; }
+const bpe::Vocabulary& Tokenizer::vocabulary() const {
+  return impl_->model.vocabulary;
+}
 
 StreamDecoder::StreamDecoder(Tokenizer tokenizer)
     : tokenizer_(std::move(tokenizer)) {}

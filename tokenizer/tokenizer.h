@@ -9,6 +9,8 @@
 #include <string_view>
 #include <vector>
 
+#include "support/function_ref.h"
+
 namespace moec {
 
 namespace bpe {
@@ -56,6 +58,10 @@ class Tokenizer {
   // has a character (or byte) that the vocabulary lacks.
   std::vector<uint32_t> encode(std::string_view text,
                                const EncodeOptions& options = {}) const;
+  // The ids in order, a part at a time, without holding them all.
+  void encode_to(std::string_view text,
+                 FunctionRef<void(std::span<const uint32_t>)> sink,
+                 const EncodeOptions& options = {}) const;
   std::vector<std::vector<uint32_t>> encode_batch(
       std::span<const std::string_view> texts,
       const EncodeOptions& options = {}) const;

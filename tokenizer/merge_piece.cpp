@@ -1,0 +1,116 @@
+#include <algorithm>
+#include <queue>
+
+#include "support/error.h"
+#include "tokenizer/model.h"
+
+namespace moec::bpe {
+namespace {
+
+constexpr size_t kShort = 64, kLongest = size_t(1) << 26;
+
+uint32_t byte_id(const Model& m, uint8_t b) {
+  uint32_t id = m.byte_ids[b];
+  if (id == kNone)
+    user_error("the byte 0x{:02x} of the text is not in the vocabulary", b);
+  return id;
+}
+
+void merge_short(const Model& m, const uint8_t* piece, size_t n,
+                 std::vector<uint32_t>& out) {
+  uint32_t ids[kShort], ranks[kShort], results[kShort];
+  for (size_t i = 0; i < n; ++i) ids[i] = byte_id(m, piece[i]);
+  auto look = [&](size_t i) {
+    if (i + 1 >= n) {
+      ranks[i] = kNone;
+      return;
+    }
+    const auto& e = m.pairs.find(ids[i], ids[i + 1]);
+    ranks[i] = e.rank;
+    results[i] = e.id;
+  };
+  for (size_t i = 0; i < n; ++i) look(i);
+  while (n > 1) {
+    size_t best = size_t(std::min_element(ranks, ranks + n) - ranks);
+    if (ranks[best] == kNone) break;
+    ids[best] = results[best];
+    for (size_t i = best + 1; i + 1 < n; ++i) {
+      ids[i] = ids[i + 1];
+      ranks[i] = ranks[i + 1];
+      results[i] = results[i + 1];
+    }
+    --n;
+    look(best);
+    if (best > 0) look(best - 1);
+  }
+  out.insert(out.end(), ids, ids + n);
+}
+
+// A list of symbols and a heap of (rank, place); a heap entry is stale where
+// the pair at its place has another rank by now.
+void merge_long(const Model& m, const uint8_t* piece, size_t n,
+                std::vector<uint32_t>& out) {
+  if (n > kLongest)
+    user_error(
+        "a piece of {} bytes without a place to split is over the "
+        "limit of {}",
+        n, kLongest);
+  std::vector<uint32_t> ids(n), next(n + 1), before(n + 1);
+  for (uint32_t i = 0; i < n; ++i) {
+    ids[i] = byte_id(m, piece[i]);
+    next[i] = i + 1;
+    before[i] = i - 1;
+  }
+  auto end = uint32_t(n);
+  std::vector<uint64_t> heap;
+  auto found = [&](uint32_t i) -> const PairTable::Entry* {
+    if (i >= end || next[i] >= end || ids[i] == kNone) return nullptr;
+    const auto& e = m.pairs.find(ids[i], ids[next[i]]);
+    return e.rank == kNone ? nullptr : &e;
+  };
+  for (uint32_t i = 0; i < end; ++i)
+    if (auto e = found(i)) heap.push_back(uint64_t(e->rank) << 32 | i);
+  std::make_heap(heap.begin(), heap.end(), std::greater<>());
+  auto push = [&](uint32_t i) {
+    auto e = found(i);
+    if (!e) return;
+    heap.push_back(uint64_t(e->rank) << 32 | i);
+    std::push_heap(heap.begin(), heap.end(), std::greater<>());
+  };
+  while (!heap.empty()) {
+    std::pop_heap(heap.begin(), heap.end(), std::greater<>());
+    uint64_t top = heap.back();
+    heap.pop_back();
+    auto i = uint32_t(top);
+    auto e = found(i);
+    if (!e || e->rank != top >> 32) continue;
+    uint32_t gone = next[i], after = next[gone];
+    ids[i] = e->id;
+    ids[gone] = kNone;
+    next[i] = after;
+    if (after < end) before[after] = i;
+    push(i);
+    if (before[i] < end) push(before[i]);
+  }
+  for (uint32_t i = 0; i < end; i = next[i]) out.push_back(ids[i]);
+}
+
+}  // namespace
+
+void merge_piece(const Model& m, const uint8_t* piece, size_t n,
+                 std::vector<uint32_t>& out) {
+  if (m.vocabulary.ignore_merges && n <= 4096) {
+    std::string_view s(reinterpret_cast<const char*>(piece), n);
+    auto at = m.ids.find(s);
+    if (at != m.ids.end()) {
+      out.push_back(at->second);
+      return;
+    }
+  }
+  if (n <= kShort)
+    merge_short(m, piece, n, out);
+  else
+    merge_long(m, piece, n, out);
+}
+
+}  // namespace moec::bpe

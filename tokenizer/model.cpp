@@ -1,0 +1,82 @@
+#include "tokenizer/model.h"
+
+#include <algorithm>
+#include <bit>
+
+#include "tokenizer/utf8.h"
+
+namespace moec::bpe {
+
+PairTable::PairTable(const std::vector<Merge>& merges)
+    : entries_(std::bit_ceil(merges.size() * 2 + 2)),
+      mask_(entries_.size() - 1) {
+  for (size_t rank = 0; rank < merges.size(); ++rank) {
+    const Merge& m = merges[rank];
+    size_t i = slot(m.left, m.right);
+    while (entries_[i].rank != kNone) i = (i + 1) & mask_;
+    entries_[i] = {m.left, m.right, uint32_t(rank), m.result};
+  }
+}
+
+AddedTokens::AddedTokens(const std::vector<AddedToken>& added, bool specials) {
+  for (const AddedToken& a : added) {
+    if (a.special && !specials) continue;
+    if (nodes_.empty()) nodes_.emplace_back();
+    first_[uint8_t(a.text[0])] = true;
+    uint32_t at = 0;
+    for (char c : a.text) {
+      auto [next, fresh] =
+          nodes_[at].next.emplace(uint8_t(c), uint32_t(nodes_.size()));
+      at = next->second;
+      if (fresh) nodes_.emplace_back();
+    }
+    nodes_[at].id = a.id;
+  }
+}
+
+AddedTokens::Match AddedTokens::find(std::string_view text, size_t from) const {
+  for (size_t i = from; i < text.size() && !empty(); ++i) {
+    if (!first_[uint8_t(text[i])]) continue;
+    Match best{i, i, kNone};
+    uint32_t at = 0;
+    for (size_t j = i; j < text.size(); ++j) {
+      auto next = nodes_[at].next.find(uint8_t(text[j]));
+      if (next == nodes_[at].next.end()) break;
+      at = next->second;
+      if (nodes_[at].id != kNone) best = {i, j + 1, nodes_[at].id};
+    }
+    if (best.id != kNone) return best;
+  }
+  return {text.size(), text.size(), kNone};
+}
+
+Model::Model(Vocabulary v)
+    : vocabulary(std::move(v)),
+      splitter(vocabulary.pattern),
+      pairs(vocabulary.merges),
+      plain_added(vocabulary.added, false),
+      all_added(vocabulary.added, true) {
+  const auto& tokens = vocabulary.tokens;
+  byte_ids.fill(kNone);
+  bytes.resize(size_t(vocabulary.size()));
+  for (uint32_t i = 0; i < bytes.size() && i < tokens.size(); ++i) {
+    const std::string& t = tokens[i];
+    bytes[i] = t;
+    if (vocabulary.kind == Kind::Bpe) {
+      if (t.size() == 1) byte_ids[uint8_t(t[0])] = i;
+    } else if (!t.empty()) {
+      auto p = reinterpret_cast<const uint8_t*>(t.data());
+      int length;
+      int32_t c = decode_utf8(p, p + t.size(), length);
+      if (c < 0 || size_t(length) != t.size()) continue;
+      if (size_t(c) >= char_ids.size()) char_ids.resize(size_t(c) + 1, kNone);
+      char_ids[size_t(c)] = i;
+    }
+  }
+  for (const AddedToken& a : vocabulary.added) bytes[a.id] = a.text;
+  ids.reserve(bytes.size());
+  for (uint32_t i = 0; i < bytes.size(); ++i)
+    if (!bytes[i].empty()) ids.emplace(bytes[i], i);
+}
+
+}  // namespace moec::bpe

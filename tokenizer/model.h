@@ -1,0 +1,94 @@
+// A vocabulary made ready for encoding: what is looked up, in the form in which
+// it is looked up. Immutable, shared by all threads.
+#pragma once
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include "tokenizer/split.h"
+#include "tokenizer/vocabulary.h"
+
+namespace moec::bpe {
+
+inline constexpr uint32_t kNone = ~uint32_t(0);
+
+// (left, right) -> the merge's rank and result; linear probing, half full.
+class PairTable {
+ public:
+  struct Entry {
+    uint32_t left = kNone, right = kNone, rank = kNone, id = kNone;
+  };
+  explicit PairTable(const std::vector<Merge>& merges);
+  bool empty() const { return entries_.size() <= 2; }
+
+  // rank kNone: the two do not merge.
+  const Entry& find(uint32_t left, uint32_t right) const {
+    size_t i = slot(left, right);
+    for (;; i = (i + 1) & mask_) {
+      const Entry& e = entries_[i];
+      if ((e.left == left && e.right == right) || e.rank == kNone) return e;
+    }
+  }
+
+ private:
+  size_t slot(uint32_t left, uint32_t right) const {
+    uint64_t h = (uint64_t(left) << 32 | right) * 0x9E3779B97F4A7C15u;
+    return size_t(h >> 32) & mask_;
+  }
+  std::vector<Entry> entries_;
+  size_t mask_;
+};
+
+// Finds added tokens in text: at the leftmost place the longest one.
+class AddedTokens {
+ public:
+  // The special ones only if `specials`.
+  AddedTokens(const std::vector<AddedToken>& added, bool specials);
+
+  struct Match {
+    size_t begin, end;
+    uint32_t id;
+  };
+  // begin == end == text.size() where there is none from `from` on.
+  Match find(std::string_view text, size_t from) const;
+  bool empty() const { return nodes_.empty(); }
+
+ private:
+  struct Node {
+    std::unordered_map<uint8_t, uint32_t> next;
+    uint32_t id = kNone;
+  };
+  std::vector<Node> nodes_;  // a trie, root first
+  std::array<bool, 256> first_{};
+};
+
+struct Model {
+  explicit Model(Vocabulary v);
+  Model(const Model&) = delete;
+  Model& operator=(const Model&) = delete;
+
+  Vocabulary vocabulary;
+  Splitter splitter;
+  PairTable pairs;
+  // The id of each single byte; kNone where the vocabulary lacks it.
+  std::array<uint32_t, 256> byte_ids;
+  // Kind Chars: ids by code point.
+  std::vector<uint32_t> char_ids;
+  AddedTokens plain_added, all_added;
+  // Bytes by id, added tokens included; empty = no token. And back.
+  std::vector<std::string_view> bytes;
+  std::unordered_map<std::string_view, uint32_t> ids;
+};
+
+// The exact ids of one piece of kind Bpe, n >= 1 bytes, appended to `out`: the
+// merge of lowest rank first, the leftmost of equals. At most 64 bytes by
+// searching a small array, more in O(n log n). UserError for a byte that the
+// vocabulary lacks, and for a piece over 64 MiB.
+void merge_piece(const Model& m, const uint8_t* piece, size_t n,
+                 std::vector<uint32_t>& out);
+
+}  // namespace moec::bpe
