@@ -87,7 +87,7 @@ std::span<const uint32_t> Encoder::encode_units(const uint8_t* begin,
 }
 
 void Encoder::encode_plain(std::string_view text, std::vector<uint32_t>& out) {
-  const uint8_t *p = data(text), *begin = p, *end = p + text.size();
+  const uint8_t *p = data(text), *end = p + text.size();
   while (p < end) {
     const uint8_t* stop = size_t(end - p) <= kRange * 2
                               ? end

@@ -1,5 +1,5 @@
 #include <algorithm>
-#include <queue>
+#include <functional>
 
 #include "support/error.h"
 #include "tokenizer/model.h"
@@ -9,23 +9,15 @@ namespace {
 
 constexpr size_t kShort = 64, kLongest = size_t(1) << 26;
 
-uint32_t byte_id(const Model& m, uint8_t b) {
-  uint32_t id = m.byte_ids[b];
-  if (id == kNone)
-    user_error("the byte 0x{:02x} of the text is not in the vocabulary", b);
-  return id;
-}
-
-void merge_short(const Model& m, const uint8_t* piece, size_t n,
-                 std::vector<uint32_t>& out) {
-  uint32_t ids[kShort], ranks[kShort], results[kShort];
-  for (size_t i = 0; i < n; ++i) ids[i] = byte_id(m, piece[i]);
+// Merges in place; returns how many ids are left. n <= kShort.
+size_t merge_short(const PairTable& pairs, uint32_t* ids, size_t n) {
+  uint32_t ranks[kShort], results[kShort];
   auto look = [&](size_t i) {
     if (i + 1 >= n) {
       ranks[i] = kNone;
       return;
     }
-    const auto& e = m.pairs.find(ids[i], ids[i + 1]);
+    const auto& e = pairs.find(ids[i], ids[i + 1]);
     ranks[i] = e.rank;
     results[i] = e.id;
   };
@@ -43,29 +35,22 @@ void merge_short(const Model& m, const uint8_t* piece, size_t n,
     look(best);
     if (best > 0) look(best - 1);
   }
-  out.insert(out.end(), ids, ids + n);
+  return n;
 }
 
-// A list of symbols and a heap of (rank, place); a heap entry is stale where
-// the pair at its place has another rank by now.
-void merge_long(const Model& m, const uint8_t* piece, size_t n,
-                std::vector<uint32_t>& out) {
-  if (n > kLongest)
-    user_error(
-        "a piece of {} bytes without a place to split is over the "
-        "limit of {}",
-        n, kLongest);
-  std::vector<uint32_t> ids(n), next(n + 1), before(n + 1);
-  for (uint32_t i = 0; i < n; ++i) {
-    ids[i] = byte_id(m, piece[i]);
+// A linked list of ids and a heap of (rank, place); an entry is stale where the
+// pair at its place has another rank by now.
+size_t merge_long(const PairTable& pairs, std::vector<uint32_t>& ids) {
+  auto end = uint32_t(ids.size());
+  std::vector<uint32_t> next(end), before(end);
+  for (uint32_t i = 0; i < end; ++i) {
     next[i] = i + 1;
     before[i] = i - 1;
   }
-  auto end = uint32_t(n);
   std::vector<uint64_t> heap;
   auto found = [&](uint32_t i) -> const PairTable::Entry* {
-    if (i >= end || next[i] >= end || ids[i] == kNone) return nullptr;
-    const auto& e = m.pairs.find(ids[i], ids[next[i]]);
+    if (ids[i] == kNone || next[i] >= end) return nullptr;
+    const auto& e = pairs.find(ids[i], ids[next[i]]);
     return e.rank == kNone ? nullptr : &e;
   };
   for (uint32_t i = 0; i < end; ++i)
@@ -90,12 +75,26 @@ void merge_long(const Model& m, const uint8_t* piece, size_t n,
     next[i] = after;
     if (after < end) before[after] = i;
     push(i);
-    if (before[i] < end) push(before[i]);
+    if (i > 0) push(before[i]);
   }
-  for (uint32_t i = 0; i < end; i = next[i]) out.push_back(ids[i]);
+  size_t n = 0;
+  for (uint32_t i = 0; i < end; i = next[i]) ids[n++] = ids[i];
+  return n;
+}
+
+uint32_t byte_id(const Model& m, uint8_t b) {
+  uint32_t id = m.byte_ids[b];
+  if (id == kNone)
+    user_error("the byte 0x{:02x} of the text is not in the vocabulary", b);
+  return id;
 }
 
 }  // namespace
+
+void merge_ids(const PairTable& pairs, std::vector<uint32_t>& ids) {
+  ids.resize(ids.size() <= kShort ? merge_short(pairs, ids.data(), ids.size())
+                                  : merge_long(pairs, ids));
+}
 
 void merge_piece(const Model& m, const uint8_t* piece, size_t n,
                  std::vector<uint32_t>& out) {
@@ -107,10 +106,20 @@ void merge_piece(const Model& m, const uint8_t* piece, size_t n,
       return;
     }
   }
-  if (n <= kShort)
-    merge_short(m, piece, n, out);
-  else
-    merge_long(m, piece, n, out);
+  if (n <= kShort) {
+    uint32_t ids[kShort];
+    for (size_t i = 0; i < n; ++i) ids[i] = byte_id(m, piece[i]);
+    out.insert(out.end(), ids, ids + merge_short(m.pairs, ids, n));
+    return;
+  }
+  if (n > kLongest)
+    user_error(
+        "a piece of {} bytes without a place to split is over the limit of {}",
+        n, kLongest);
+  std::vector<uint32_t> ids(n);
+  for (size_t i = 0; i < n; ++i) ids[i] = byte_id(m, piece[i]);
+  size_t left = merge_long(m.pairs, ids);
+  out.insert(out.end(), ids.begin(), ids.begin() + int64_t(left));
 }
 
 }  // namespace moec::bpe

@@ -7,15 +7,38 @@
 
 namespace moec::bpe {
 
+PairTable::PairTable(size_t expected)
+    : entries_(std::bit_ceil(expected * 2 + 2)), mask_(entries_.size() - 1) {}
+
 PairTable::PairTable(const std::vector<Merge>& merges)
-    : entries_(std::bit_ceil(merges.size() * 2 + 2)),
-      mask_(entries_.size() - 1) {
+    : PairTable(merges.size()) {
   for (size_t rank = 0; rank < merges.size(); ++rank) {
     const Merge& m = merges[rank];
-    size_t i = slot(m.left, m.right);
-    while (entries_[i].rank != kNone) i = (i + 1) & mask_;
-    entries_[i] = {m.left, m.right, uint32_t(rank), m.result};
+    insert(m.left, m.right, uint32_t(rank), m.result);
   }
+}
+
+void PairTable::insert(uint32_t left, uint32_t right, uint32_t rank,
+                       uint32_t id) {
+  if (used_++ * 2 >= entries_.size()) {
+    std::vector<Entry> old(entries_.size() * 2);
+    old.swap(entries_);
+    mask_ = entries_.size() - 1;
+    used_ = 1;
+    for (const Entry& e : old)
+      if (e.rank != kNone) insert(e.left, e.right, e.rank, e.id);
+  }
+  size_t i = slot(left, right);
+  while (entries_[i].rank != kNone) i = (i + 1) & mask_;
+  entries_[i] = {left, right, rank, id};
+}
+
+ByteIds byte_ids(const Vocabulary& v) {
+  ByteIds ids;
+  ids.fill(kNone);
+  for (uint32_t i = 0; i < v.tokens.size(); ++i)
+    if (v.tokens[i].size() == 1) ids[uint8_t(v.tokens[i][0])] = i;
+  return ids;
 }
 
 AddedTokens::AddedTokens(const std::vector<AddedToken>& added, bool specials) {
@@ -54,17 +77,15 @@ Model::Model(Vocabulary v)
     : vocabulary(std::move(v)),
       splitter(vocabulary.pattern),
       pairs(vocabulary.merges),
+      byte_ids(bpe::byte_ids(vocabulary)),
       plain_added(vocabulary.added, false),
       all_added(vocabulary.added, true) {
   const auto& tokens = vocabulary.tokens;
-  byte_ids.fill(kNone);
   bytes.resize(size_t(vocabulary.size()));
   for (uint32_t i = 0; i < bytes.size() && i < tokens.size(); ++i) {
     const std::string& t = tokens[i];
     bytes[i] = t;
-    if (vocabulary.kind == Kind::Bpe) {
-      if (t.size() == 1) byte_ids[uint8_t(t[0])] = i;
-    } else if (!t.empty()) {
+    if (vocabulary.kind == Kind::Chars && !t.empty()) {
       auto p = reinterpret_cast<const uint8_t*>(t.data());
       int length;
       int32_t c = decode_utf8(p, p + t.size(), length);
@@ -73,10 +94,10 @@ Model::Model(Vocabulary v)
       char_ids[size_t(c)] = i;
     }
   }
-  for (const AddedToken& a : vocabulary.added) bytes[a.id] = a.text;
   ids.reserve(bytes.size());
   for (uint32_t i = 0; i < bytes.size(); ++i)
     if (!bytes[i].empty()) ids.emplace(bytes[i], i);
+  for (const AddedToken& a : vocabulary.added) bytes[a.id] = a.text;
 }
 
 }  // namespace moec::bpe

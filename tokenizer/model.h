@@ -23,7 +23,14 @@ class PairTable {
     uint32_t left = kNone, right = kNone, rank = kNone, id = kNone;
   };
   explicit PairTable(const std::vector<Merge>& merges);
-  bool empty() const { return entries_.size() <= 2; }
+  // Empty; grows as needed.
+  explicit PairTable(size_t expected);
+  // A pair that is not there yet; ranks rise.
+  void insert(uint32_t left, uint32_t right, uint32_t rank, uint32_t id);
+  bool has(uint32_t left, uint32_t right) const {
+    return find(left, right).rank != kNone;
+  }
+  bool empty() const { return used_ == 0; }
 
   // rank kNone: the two do not merge.
   const Entry& find(uint32_t left, uint32_t right) const {
@@ -40,8 +47,12 @@ class PairTable {
     return size_t(h >> 32) & mask_;
   }
   std::vector<Entry> entries_;
-  size_t mask_;
+  size_t mask_, used_ = 0;
 };
+
+// The id of each single byte; kNone where the vocabulary lacks it.
+using ByteIds = std::array<uint32_t, 256>;
+ByteIds byte_ids(const Vocabulary& v);
 
 // Finds added tokens in text: at the leftmost place the longest one.
 class AddedTokens {
@@ -74,20 +85,22 @@ struct Model {
   Vocabulary vocabulary;
   Splitter splitter;
   PairTable pairs;
-  // The id of each single byte; kNone where the vocabulary lacks it.
-  std::array<uint32_t, 256> byte_ids;
+  ByteIds byte_ids;
   // Kind Chars: ids by code point.
   std::vector<uint32_t> char_ids;
   AddedTokens plain_added, all_added;
-  // Bytes by id, added tokens included; empty = no token. And back.
+  // Bytes by id, added tokens included; empty = no token. And back, ordinary
+  // tokens only.
   std::vector<std::string_view> bytes;
   std::unordered_map<std::string_view, uint32_t> ids;
 };
 
-// The exact ids of one piece of kind Bpe, n >= 1 bytes, appended to `out`: the
-// merge of lowest rank first, the leftmost of equals. At most 64 bytes by
-// searching a small array, more in O(n log n). UserError for a byte that the
-// vocabulary lacks, and for a piece over 64 MiB.
+// Merges neighbours until none merge: the lowest rank first, the leftmost of
+// equals. At most 64 ids by searching a small array, more in O(n log n).
+void merge_ids(const PairTable& pairs, std::vector<uint32_t>& ids);
+
+// The exact ids of one piece of kind Bpe, n >= 1 bytes, appended to `out`.
+// UserError for a byte that the vocabulary lacks and for a piece over 64 MiB.
 void merge_piece(const Model& m, const uint8_t* piece, size_t n,
                  std::vector<uint32_t>& out);
 

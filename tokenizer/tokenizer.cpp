@@ -3,7 +3,6 @@
 #include <algorithm>
 
 #include "support/error.h"
-#include "support/file.h"
 #include "support/thread_pool.h"
 #include "tokenizer/encoder.h"
 #include "tokenizer/formats.h"
@@ -35,7 +34,7 @@ Tokenizer Tokenizer::from(bpe::Vocabulary v, const std::string& source) {
 }
 
 Tokenizer Tokenizer::load(const std::string& path, std::string_view pattern) {
-  return from_json(read_file(path), path);
+  return from(bpe::load_vocabulary(path, pattern), path);
 }
 
 Tokenizer Tokenizer::from_json(std::string_view json,
@@ -52,7 +51,7 @@ Tokenizer Tokenizer::bytes() {
 }
 
 void Tokenizer::save(const std::string& path) const {
-  write_file_atomic(path, to_json());
+  bpe::save_vocabulary(impl_->model.vocabulary, path);
 }
 
 std::string Tokenizer::to_json() const {
@@ -68,6 +67,8 @@ std::string_view Tokenizer::token_bytes(uint32_t id) const {
 }
 
 int64_t Tokenizer::token_id(std::string_view bytes) const {
+  for (const bpe::AddedToken& a : impl_->model.vocabulary.added)
+    if (a.text == bytes) return a.id;
   const auto& ids = impl_->model.ids;
   auto at = ids.find(bytes);
   return at == ids.end() ? -1 : int64_t(at->second);
