@@ -7,61 +7,21 @@
 #include <thread>
 
 #include "tokenizer/encoder.h"
+#include "tokenizer/text_cursor.h"
 
 namespace moec::bpe {
 namespace {
 
 constexpr size_t kRange = size_t(1) << 18;
 
-struct Task {
-  size_t index;
-  const uint8_t *begin, *stop, *end;
-  uint32_t added;  // the added token that follows, or kNone
-};
-
-// Hands out the text in order; not thread-safe.
-class Cursor {
- public:
-  Cursor(const Model& m, std::string_view text, bool specials)
-      : model_(m),
-        added_(specials ? m.all_added : m.plain_added),
-        text_(text),
-        match_(added_.find(text, 0)),
-        done_(text.empty()) {}
-
-  bool next(Task& t) {
-    if (done_) return false;
-    auto begin = reinterpret_cast<const uint8_t*>(text_.data());
-    const uint8_t *p = begin + at_, *end = begin + match_.begin;
-    const uint8_t* stop = size_t(end - p) <= kRange * 2
-                              ? end
-                              : model_.splitter.safe_cut(p, p + kRange, end);
-    t = {index_++, p, stop, end, stop == end ? match_.id : kNone};
-    if (stop != end) {
-      at_ = size_t(stop - begin);
-    } else {
-      at_ = match_.end;
-      done_ = at_ == text_.size();
-      if (!done_) match_ = added_.find(text_, at_);
-    }
-    return true;
-  }
-
- private:
-  const Model& model_;
-  const AddedTokens& added_;
-  std::string_view text_;
-  size_t at_ = 0, index_ = 0;
-  AddedTokens::Match match_;
-  bool done_;
-};
-
 }  // namespace
 
 void encode_parallel(EncoderPool& pool, std::string_view text, bool specials,
                      int threads,
                      FunctionRef<void(std::span<const uint32_t>)> sink) {
-  Cursor cursor(pool.model(), text, specials);
+  const Model& m = pool.model();
+  TextCursor cursor({&text, 1}, m.splitter,
+                    specials ? m.all_added : m.plain_added, kRange);
   std::mutex mutex;
   std::condition_variable moved;
   std::map<size_t, std::vector<uint32_t>> waiting;
@@ -74,7 +34,7 @@ void encode_parallel(EncoderPool& pool, std::string_view text, bool specials,
   auto work = [&] {
     EncoderPool::Lease encoder(pool);
     std::unique_lock lock(mutex);
-    Task t;
+    TextRange t;
     while (!failure) {
       if (!cursor.next(t)) break;
       moved.wait(lock, [&] { return t.index < turn + ahead || failure; });

@@ -38,15 +38,15 @@ std::span<const uint32_t> Encoder::encode_range(const uint8_t* p,
     for (size_t i = 0; i < safe; ++i) {
       size_t length = ends_[i] - at;
       // A long piece gets a key too, which nobody asks for.
-      keys[i] = PieceCache::key(p + at, std::min(length, PieceCache::kShort));
-      hashes[i] = PieceCache::hash(keys[i]);
+      keys[i] = make_key(p + at, std::min(length, kShortPiece));
+      hashes[i] = hash_key(keys[i]);
       cache_.prefetch(hashes[i]);
       at = ends_[i];
     }
     at = 0;
     for (size_t i = 0; i < n; ++i) {
       size_t length = ends_[i] - at;
-      if (length <= PieceCache::kShort && i < safe) [[likely]]
+      if (length <= kShortPiece && i < safe) [[likely]]
         out = cache_.emit(keys[i], hashes[i], out);
       else
         out = cache_.emit_long(p + at, length, out);

@@ -7,20 +7,8 @@
 namespace moec::bpe {
 namespace {
 
-uint64_t hash_long(const uint8_t* p, size_t n) {
-  uint64_t h = n * 0x9E3779B97F4A7C15u;
-  auto mix = [&](const uint8_t* q) {
-    uint64_t a, b;
-    std::memcpy(&a, q, 8);
-    std::memcpy(&b, q + 8, 8);
-    auto m = static_cast<unsigned __int128>(a ^ h) * (b ^ 0xE7037ED1A0B428DB);
-    h = uint64_t(m) ^ uint64_t(m >> 64);
-  };
-  size_t i = 0;
-  for (; i + 16 <= n; i += 16) mix(p + i);
-  if (i < n) mix(p + n - 16);
-  return h | 1;
-}
+// Longer pieces are merged anew each time.
+constexpr size_t kLongest = 1024;
 
 }  // namespace
 
@@ -44,7 +32,7 @@ void PieceCache::grow() {
   mask_ = entries_.size() - 1;
   for (size_t i = 0; i < old.size(); ++i) {
     if (old[i].count == 0) continue;
-    size_t at = hash(old[i].key) & mask_;
+    size_t at = hash_key(old[i].key) & mask_;
     while (entries_[at].count) at = (at + 1) & mask_;
     entries_[at] = old[i];
   }
@@ -52,7 +40,7 @@ void PieceCache::grow() {
 
 void PieceCache::insert(Key k, const std::vector<uint32_t>& ids) {
   if (used_ * 2 >= entries_.size()) grow();
-  size_t i = hash(k) & mask_;
+  size_t i = hash_key(k) & mask_;
   while (entries_[i].count) i = (i + 1) & mask_;
   Entry& e = entries_[i];
   e.key = k;
@@ -76,7 +64,7 @@ uint32_t* PieceCache::miss(Key k, uint32_t* out) {
   uint8_t piece[16];
   std::memcpy(piece, &k, 16);
   scratch_.clear();
-  merge_piece(model_, piece, piece[15], scratch_);
+  merge_piece(model_, piece, k.length(), scratch_);
   if (used_ * 2 >= largest_) start_over();
   insert(k, scratch_);
   std::memcpy(out, scratch_.data(), scratch_.size() * sizeof *out);
@@ -84,13 +72,11 @@ uint32_t* PieceCache::miss(Key k, uint32_t* out) {
 }
 
 uint32_t* PieceCache::emit_long(const uint8_t* p, size_t n, uint32_t* out) {
-  if (n <= kShort) {  // near the text's end, where key() may not read
-    uint8_t padded[16] = {};
-    std::memcpy(padded, p, n);
-    Key k = key(padded, n);
-    return emit(k, hash(k), out);
+  if (n <= kShortPiece) {  // near the text's end
+    Key k = make_key_at_end(p, n);
+    return emit(k, hash_key(k), out);
   }
-  if (n <= kLong) {
+  if (n <= kLongest) {
     uint64_t h = hash_long(p, n);
     size_t mask = long_.size() - 1, i = h >> 8 & mask;
     for (; long_[i].hash; i = (i + 1) & mask) {

@@ -9,16 +9,11 @@
 #include <vector>
 
 #include "tokenizer/huge_array.h"
+#include "tokenizer/piece_key.h"
 
 namespace moec::bpe {
 
 struct Model;
-
-// A piece of at most 15 bytes; the last byte is its length.
-struct Key {
-  uint64_t low, high;
-  bool operator==(const Key&) const = default;
-};
 
 class PieceCache {
  public:
@@ -26,21 +21,6 @@ class PieceCache {
   // used).
   explicit PieceCache(const Model& model, size_t largest = size_t(1) << 22);
 
-  static constexpr size_t kShort = 15, kLong = 1024;
-
-  // n <= kShort; p[0..15] must be readable.
-  static Key key(const uint8_t* p, size_t n) {
-    Key k;
-    std::memcpy(&k, p, 16);
-    k.low &= kMask[n].low;
-    k.high = (k.high & kMask[n].high) | uint64_t(n) << 56;
-    return k;
-  }
-  static uint64_t hash(Key k) {
-    auto p = static_cast<unsigned __int128>(k.low ^ 0xA0761D6478BD642F) *
-             (k.high ^ 0xE7037ED1A0B428DB);
-    return uint64_t(p) ^ uint64_t(p >> 64);
-  }
   void prefetch(uint64_t hash) const {
     __builtin_prefetch(&entries_[hash & mask_]);
   }
@@ -72,20 +52,6 @@ class PieceCache {
     uint64_t hash;
     uint32_t text, length, ids, count;
   };
-  struct Masks {
-    Key of[kShort + 1];
-    constexpr const Key& operator[](size_t n) const { return of[n]; }
-  };
-  static constexpr Masks make_masks() {
-    Masks m{};
-    for (size_t n = 0; n <= kShort; ++n) {
-      m.of[n].low = n >= 8 ? ~uint64_t(0) : (uint64_t(1) << 8 * n) - 1;
-      m.of[n].high = n <= 8 ? 0 : (uint64_t(1) << 8 * (n - 8)) - 1;
-    }
-    return m;
-  }
-  static const Masks kMask;
-
   uint32_t* copy(uint32_t place, uint32_t count, uint32_t* out) const;
   uint32_t* miss(Key k, uint32_t* out);
   void insert(Key k, const std::vector<uint32_t>& ids);
@@ -99,7 +65,5 @@ class PieceCache {
   std::string texts_;
   std::vector<uint32_t> ids_, scratch_;
 };
-
-inline constexpr PieceCache::Masks PieceCache::kMask = make_masks();
 
 }  // namespace moec::bpe

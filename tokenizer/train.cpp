@@ -1,0 +1,133 @@
+#include "tokenizer/train.h"
+
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <numeric>
+#include <unordered_map>
+
+#include "support/error.h"
+#include "support/file.h"
+#include "tokenizer/byte_alphabet.h"
+#include "tokenizer/merge_loop.h"
+#include "tokenizer/pattern.h"
+
+namespace moec {
+namespace {
+
+// The bytes in the order of their ids.
+std::array<uint8_t, 256> byte_order(Tie tie) {
+  if (tie == Tie::Hf) return bpe::alphabet_order();
+  std::array<uint8_t, 256> order;
+  std::iota(order.begin(), order.end(), uint8_t(0));
+  return order;
+}
+
+std::vector<std::pair<uint32_t, uint32_t>> seed_merges(
+    const TrainOptions& o, const std::array<uint8_t, 256>& order) {
+  std::vector<std::pair<uint32_t, uint32_t>> merges;
+  if (!o.seed) return merges;
+  const bpe::Vocabulary& v = o.seed->vocabulary();
+  bool good = v.tokens.size() == 256 + v.merges.size();
+  for (size_t i = 0; good && i < 256; ++i)
+    good = v.tokens[i] == std::string(1, char(order[i]));
+  for (size_t i = 0; good && i < v.merges.size(); ++i) {
+    good = v.merges[i].result == 256 + i;
+    merges.push_back({v.merges[i].left, v.merges[i].right});
+  }
+  if (!good)
+    user_error(
+        "the seed vocabulary does not number the bytes as this tie rule does, "
+        "and its merges from 256 on");
+  return merges;
+}
+
+Tokenizer train(const std::vector<std::string_view>& texts,
+                const TrainOptions& o) {
+  bpe::Vocabulary v;
+  v.pattern = bpe::pattern_regex(o.pattern);
+  auto order = byte_order(o.tie);
+  bpe::MergeOptions m;
+  m.seed = seed_merges(o, order);
+  auto least = int64_t(256 + m.seed.size() + o.specials.size());
+  if (o.vocab < least || o.vocab > bpe::kMaxId)
+    user_error(
+        "a vocabulary of {} tokens is not possible: there are {} bytes, seed "
+        "and special tokens, and {} is the limit",
+        o.vocab, least, bpe::kMaxId);
+  for (size_t i = 0; i < 256; ++i) {
+    m.byte_ids[order[i]] = uint32_t(i);
+    v.tokens.emplace_back(1, char(order[i]));
+  }
+  m.merges = size_t(o.vocab) - 256 - o.specials.size();
+  m.min_count = std::max<uint64_t>(1, o.min_count);
+  m.first = o.tie == Tie::First;
+  m.threads = o.threads;
+
+  uint64_t total = 0;
+  for (std::string_view t : texts) total += t.size();
+  for (const std::string& s : o.specials)
+    v.added.push_back({s, uint32_t(v.added.size()), true});
+  if (!v.added.empty()) {
+    bpe::Vocabulary alone;
+    alone.added = v.added;
+    bpe::check(alone, "the special tokens");
+  }
+  std::function<void(uint64_t)> counted;
+  if (o.progress) {
+    counted = [&](uint64_t at) {
+      o.progress({false, double(at) / double(total), 0, 0});
+    };
+    m.progress = [&](size_t n, uint64_t count) {
+      o.progress({true, double(n) / double(m.merges), int64_t(n), count});
+    };
+  }
+  bpe::WordList words =
+      bpe::count_words(texts, bpe::Splitter(v.pattern),
+                       bpe::AddedTokens(v.added, true), o.threads, counted);
+  // The other rules do not depend on where a pair stands.
+  if (m.first)
+    std::sort(words.words.begin(), words.words.end(),
+              [](const bpe::Word& a, const bpe::Word& b) {
+                return a.first < b.first;
+              });
+  for (auto [left, right] : bpe::merge_words(std::move(words), m)) {
+    auto id = uint32_t(v.tokens.size());
+    v.tokens.push_back(v.tokens[left] + v.tokens[right]);
+    v.merges.push_back({left, right, id});
+  }
+  for (bpe::AddedToken& a : v.added) a.id += uint32_t(v.tokens.size());
+  return Tokenizer::from(std::move(v), "the trained vocabulary");
+}
+
+}  // namespace
+
+Tie parse_tie(std::string_view name) {
+  if (name == "raw") return Tie::Raw;
+  if (name == "hf") return Tie::Hf;
+  if (name == "first") return Tie::First;
+  usage_error("there is no tie rule \"{}\"; use raw, hf or first", name);
+}
+
+Tokenizer train_bpe_files(const std::vector<std::string>& paths,
+                          const TrainOptions& options) {
+  std::vector<MappedFile> maps;
+  std::vector<std::string> read;
+  read.reserve(paths.size());
+  std::vector<std::string_view> texts;
+  for (const std::string& path : paths) {
+    struct stat info{};
+    // A pipe cannot be mapped.
+    if (stat(path.c_str(), &info) == 0 && !S_ISREG(info.st_mode))
+      texts.push_back(read.emplace_back(read_file(path)));
+    else
+      texts.push_back(maps.emplace_back(path).text());
+  }
+  return train(texts, options);
+}
+
+Tokenizer train_bpe(std::string_view text, const TrainOptions& options) {
+  return train({text}, options);
+}
+
+}  // namespace moec
