@@ -139,6 +139,17 @@ Types infer_linear_grad(const InferArgs& a) {
   return t;
 }
 
+// x, w, targets, dloss, optional bias
+Types infer_linear_both(const InferArgs& a) {
+  expect_projection(a, 4);
+  expect_rows(a, 3, stat_dtype(a.in[0].dtype));
+  Types t = row_statistics(a.in[0]);
+  t.push_back(a.in[0]);
+  t.push_back(a.in[1]);
+  if (a.in.size() > 4) t.push_back(a.in[4]);
+  return t;
+}
+
 Value project(Builder& b, Node& n, int bias) {
   Value logits = b.matmul(n.operand(0), n.operand(1), false, true);
   return n.num_operands() > bias ? b.add(logits, n.operand(bias)) : logits;
@@ -161,6 +172,19 @@ Values decompose_linear_grad(Builder& b, Node& n) {
   Value dlogits = b.op(Op::CrossEntropyGrad, {project(b, n, 5), n.operand(2),
                                               n.operand(3), n.operand(4)});
   return projection_gradients(b, n, dlogits, n.num_operands() > 5);
+}
+
+Values decompose_linear_both(Builder& b, Node& n) {
+  Values in = {n.operand(0), n.operand(1), n.operand(2)};
+  const bool bias = n.num_operands() > 4;
+  if (bias) in.push_back(n.operand(4));
+  Node* loss = b.node(Op::LinearCrossEntropy, in);
+  in = {in[0], in[1], in[2], loss->result(1), n.operand(3)};
+  if (bias) in.push_back(n.operand(4));
+  Node* grad = b.node(Op::LinearCrossEntropyGrad, in);
+  Values out = {loss->result(0), loss->result(1)};
+  for (int i = 0; i < grad->num_results(); ++i) out.push_back(grad->result(i));
+  return out;
 }
 
 Values vjp_linear(Builder& b, Node& n, Gradients dy) {
@@ -251,6 +275,20 @@ const OpDef kLinearCrossEntropyGrad = {
     .operand_names = {"x", "w", "targets", "lse", "dloss", "bias"},
     .infer = infer_linear_grad,
     .decompose = decompose_linear_grad,
+    .cost = linear_cost,
+};
+
+const OpDef kLinearCrossEntropyBoth = {
+    .name = "linear_cross_entropy_both",
+    .summary =
+        "linear_cross_entropy and its gradients for a dloss that does not "
+        "depend on it: each block of logits is computed once.",
+    .min_inputs = 4,
+    .max_inputs = 5,
+    .traits = kFused | kNotDifferentiable,
+    .operand_names = {"x", "w", "targets", "dloss", "bias"},
+    .infer = infer_linear_both,
+    .decompose = decompose_linear_both,
     .cost = linear_cost,
 };
 

@@ -96,6 +96,48 @@ void add_routing_cases(std::vector<OpCase>& all) {
                              {{"experts", i64(1)}}));
 }
 
+// Five choices of two experts each, one of them dropped; expert 1 has none.
+void add_moe_cases(std::vector<OpCase>& all) {
+  OpInput offsets = fixed_i32({0, 4, 4, 7, 9});
+  OpInput perm = fixed_i32({0, 2, 5, 8, 1, 4, 9, 3, 7, -1});
+  OpInput inverse = fixed_i32({0, 4, 1, 7, 5, 2, -1, 8, 3, 6});
+  auto add = [&](const std::string& activation, bool gated, bool bias) {
+    OpInput up = f32({4, 9, 6}), down = f32({4, 6, 9});
+    std::vector<OpInput> in = {f32({5, 6}), f32({5, 2}, 0.1, 1), offsets, perm,
+                               inverse, up, down};
+    if (gated) in.push_back(up);
+    if (bias) in.insert(in.end(), {f32({4, 9}), f32({4, 6})});
+    if (bias && gated) in.push_back(f32({4, 9}));
+    AttrList attrs = {{"activation", activation}};
+    std::string suffix = "/" + activation + (bias ? "_bias" : "");
+    // what is saved for the gradient is the backend's own affair
+    OpCase c{"moe_ffn" + suffix, Op::MoeFfn, in, nullptr};
+    c.build = [attrs](Builder& b, In in) {
+      return Values{b.node(Op::MoeFfn, in, attrs)->result()};
+    };
+    c.tolerance = 5e-6;
+    all.push_back(c);
+    in.insert(in.begin(), f32({5, 6}));
+    OpCase g{"moe_ffn_grad" + suffix, Op::MoeFfnGrad, in, nullptr};
+    g.build = [attrs](Builder& b, In in) {
+      Node* f = b.node(Op::MoeFfn, in.subspan(1), attrs);
+      Values operands = {in[0], f->result(1)};
+      operands.insert(operands.end(), in.begin() + 1, in.end());
+      return results(b.node(Op::MoeFfnGrad, operands, attrs));
+    };
+    g.tolerance = 1e-5;
+    g.differentiable = false;
+    all.push_back(g);
+  };
+  add("gelu", false, true);
+  add("relu", false, false);
+  add("silu", false, false);
+  add("swiglu", true, false);
+  add("geglu", true, true);
+  add("relu2_glu", true, false);
+  add("gelu_bilinear", true, true);
+}
+
 // x [5,7], w [9,7]; the last target is ignored.
 void add_loss_cases(std::vector<OpCase>& all) {
   OpInput targets = fixed_i32({3, 0, 36, 36, -1});
@@ -118,6 +160,9 @@ void add_loss_cases(std::vector<OpCase>& all) {
         row("linear_cross_entropy" + suffix, Op::LinearCrossEntropy, in));
     all.push_back(row("linear_cross_entropy_grad" + suffix,
                       Op::LinearCrossEntropyGrad, grad));
+    grad.erase(grad.begin() + 3);
+    all.push_back(constant_row("linear_cross_entropy_both" + suffix,
+                               Op::LinearCrossEntropyBoth, grad));
   }
 }
 
@@ -207,6 +252,7 @@ void add_model_cases(std::vector<OpCase>& all) {
   mask("cached", {3, 10}, 0);
   add_attention_cases(all);
   add_routing_cases(all);
+  add_moe_cases(all);
   add_loss_cases(all);
 
   AttrList shape = {{"shape", std::vector<i64>{5, 70}}, {"stream", i64(9)}};
