@@ -16,47 +16,53 @@ Types infer_rope(const InferArgs& a) {
   expect_float(a, 0);
   expect_min_rank(a, 0, 2);
   const Type& x = a.in[0];
+  i64 axis = axis_attr(a);
+  if (axis == x.rank() - 1)
+    user_error("rope: axis={} is the last of {}, which is rotated",
+               a.node.i("axis"), to_string(x));
   if (x.dim(-1) % 2 != 0)
     user_error("rope: the last dimension of {} should be even", to_string(x));
   if (a.in.size() > 1) {
     expect_dtype(a, 1, DType::I32);
-    if (a.in[1].rank() == 2)
-      expect_dims(a, 1, {x.dims[0], x.dim(-2)});
-    else
-      expect_dims(a, 1, {x.dim(-2)});
-    if (a.in[1].rank() == 2 && x.rank() < 3)
+    bool by_row = a.in[1].rank() == 2;
+    if (by_row && axis == 0)
       user_error("rope: positions {} by row need x with rows, not {}",
                  to_string(a.in[1]), to_string(x));
+    Dims shared = {x.dims[axis]}, rows = {x.dims[0], x.dims[axis]};
+    expect_dims(a, 1, by_row ? rows : shared);
   }
   return {x};
 }
 
 void eval_rope(const EvalArgs& a) {
   const Type& t = a.in[0]->type;
-  i64 steps = t.dim(-2), width = t.dim(-1), half = width / 2;
+  i64 width = t.dim(-1), half = width / 2;
   if (t.numel() == 0) return;
-  i64 matrices = t.numel() / (steps * width);
-  i64 per_row = matrices / (t.rank() > 2 ? t.dims[0] : 1);
-  bool by_row = a.in.size() > 1 && a.in[1]->type.rank() == 2;
+  AxisView v(t, axis_of(a.node));
+  i64 per_position = v.inner / width, rows_per_batch = v.outer / t.dims[0];
+  bool given = a.in.size() > 1;
+  bool by_row = given && a.in[1]->type.rank() == 2;
   double sign = a.node.b("inverse") ? -1 : 1;
   std::vector<float> frequency;
   for (i64 i = 0; i < half; ++i)
     frequency.push_back(rope_frequency(a.node.f("theta"), i, width));
-  for (i64 m = 0; m < matrices; ++m)
-    for (i64 s = 0; s < steps; ++s) {
-      double at = double(s);
-      if (a.in.size() > 1)
-        at = a.in[1]->data[by_row ? m / per_row * steps + s : s];
-      const double* x = a.in[0]->data.data() + (m * steps + s) * width;
-      double* y = a.out[0].data.data() + (m * steps + s) * width;
-      for (i64 i = 0; i < half; ++i) {
-        // The angle is rounded to f32 as in the compiled code.
-        auto angle = double(float(at) * frequency[i]);
-        double c = std::cos(angle), d = sign * std::sin(angle);
-        y[i] = x[i] * c - x[i + half] * d;
-        y[i + half] = x[i + half] * c + x[i] * d;
-      }
+  const double* x = a.in[0]->data.data();
+  double* y = a.out[0].data.data();
+  for (i64 r = 0; r < t.numel() / width; ++r, x += width, y += width) {
+    i64 step = r / per_position % v.n;
+    double at = double(step);
+    if (given) {
+      i64 batch = by_row ? r / per_position / v.n / rows_per_batch : 0;
+      at = a.in[1]->data[batch * v.n + step];
     }
+    for (i64 i = 0; i < half; ++i) {
+      // The angle is rounded to f32 as in the compiled code.
+      auto angle = double(float(at) * frequency[i]);
+      double c = std::cos(angle), d = sign * std::sin(angle);
+      y[i] = x[i] * c - x[i + half] * d;
+      y[i + half] = x[i + half] * c + x[i] * d;
+    }
+  }
 }
 
 Values vjp_rope(Builder& b, Node& n, Gradients dy) {
@@ -64,7 +70,9 @@ Values vjp_rope(Builder& b, Node& n, Gradients dy) {
   in[0] = dy[0];
   Values g(in.size());
   g[0] = b.node(Op::Rope, in,
-                {{"theta", n.f("theta")}, {"inverse", !n.b("inverse")}})
+                {{"theta", n.f("theta")},
+                 {"inverse", !n.b("inverse")},
+                 {"axis", n.i("axis")}})
              ->result();
   return g;
 }
@@ -116,28 +124,41 @@ Value where_seen(Builder& b, const Node& n, Value x, double otherwise) {
 
 // ---- attention -------------------------------------------------------------
 
-// q[B,H,T,D], k[B,Hkv,Tk,D], v[B,Hkv,Tk,Dv] at operands 0..2, an optional key
-// at operand `key`.
+bool heads_second(const Node& n) { return n.s("layout") == "bthd"; }
+
+// The dimensions as [B,H,T,D] whatever the layout, and back.
+Dims heads_first(const Node& n, Dims d) {
+  if (heads_second(n)) std::swap(d[1], d[2]);
+  return d;
+}
+
+// q[B,H,T,D], k[B,Hkv,Tk,D], v[B,Hkv,Tk,Dv] at operands 0..2 in the layout,
+// an optional key at operand `key`.
 void expect_heads(const InferArgs& a, int key) {
-  const Type &q = a.in[0], &k = a.in[1], &v = a.in[2];
   expect_float(a, 0);
   for (int i : {0, 1, 2}) {
     expect_rank(a, i, 4);
     expect_dtype_of(a, i, 0);
   }
   auto op = op_of(a);
-  if (k.dims[0] != q.dims[0] || k.dims[3] != q.dims[3])
+  const std::string& layout = a.node.s("layout");
+  if (layout != "bhtd" && layout != "bthd")
+    user_error("{}: layout \"{}\" is neither \"bhtd\" nor \"bthd\"", op,
+               layout);
+  Dims q = heads_first(a.node, a.in[0].dims);
+  Dims k = heads_first(a.node, a.in[1].dims);
+  Dims v = heads_first(a.node, a.in[2].dims);
+  if (k[0] != q[0] || k[3] != q[3])
     user_error("{}: {} does not fit {}: batch and head width should be equal",
                op, describe(a, 1), describe(a, 0));
-  if (k.dims[1] == 0 || q.dims[1] % k.dims[1] != 0)
+  if (k[1] == 0 || q[1] % k[1] != 0)
     user_error("{}: the {} heads of {} are no multiple of the {} of {}", op,
-               q.dims[1], describe(a, 0), k.dims[1], describe(a, 1));
-  if (v.dims[0] != k.dims[0] || v.dims[1] != k.dims[1] ||
-      v.dims[2] != k.dims[2])
+               q[1], describe(a, 0), k[1], describe(a, 1));
+  if (v[0] != k[0] || v[1] != k[1] || v[2] != k[2])
     user_error("{}: {} and {} should differ in the last dimension only", op,
                describe(a, 1), describe(a, 2));
   bool causal = a.node.b("causal");
-  if (causal && q.dims[2] > k.dims[2])
+  if (causal && q[2] > k[2])
     user_error(
         "{}: {} has more queries than {} has keys; the first would "
         "see none",
@@ -157,7 +178,9 @@ Types infer_attention(const InferArgs& a) {
   expect_heads(a, 3);
   Type o = a.in[0];
   o.dims[3] = a.in[2].dims[3];
-  return {o, Type{stat_dtype(o.dtype), leading(o, 1)}};
+  Dims rows = heads_first(a.node, o.dims);
+  rows.pop_back();
+  return {o, Type{stat_dtype(o.dtype), rows}};
 }
 
 // q, k, v, o, lse, do, optional key
@@ -169,40 +192,46 @@ Types infer_attention_grad(const InferArgs& a) {
     expect_dtype_of(a, i, 0);
     expect_dims(a, i, o);
   }
+  Dims rows = heads_first(a.node, o);
+  rows.pop_back();
   expect_dtype(a, 4, stat_dtype(a.in[0].dtype));
-  expect_dims(a, 4, leading(a.in[0], 1));
+  expect_dims(a, 4, rows);
   return {a.in[0], a.in[1], a.in[2]};
 }
 
-// The primitive graph of one attention node. Query heads that share a kv head
-// are rows of one matrix: [B,H,T,x] <-> [B,Hkv,G T,x].
+// The primitive graph of one attention node, heads first. Query heads that
+// share a kv head are rows of one matrix: [B,H,T,x] <-> [B,Hkv,G T,x].
 struct AttentionGraph {
   Builder& b;
   Node& n;
-  Value key;
-  Dims score_dims;  // [B,H,T,Tk]
+  Value q, k, v, key;
 
   AttentionGraph(Builder& builder, Node& node, int key_operand)
-      : b(builder), n(node) {
+      : b(builder),
+        n(node),
+        q(flip(node.operand(0))),
+        k(flip(node.operand(1))),
+        v(flip(node.operand(2))) {
     if (n.num_operands() > key_operand) key = n.operand(key_operand);
-    score_dims = n.operand(0).type().dims;
-    score_dims[3] = n.operand(1).type().dims[2];
   }
 
+  // From the node's layout to heads first, and back.
+  Value flip(Value x) const {
+    return heads_second(n) ? b.transpose(x, {0, 2, 1, 3}) : x;
+  }
   Value group(Value x) const {
     const Dims& d = x.type().dims;
-    i64 heads = n.operand(1).type().dims[1];
+    i64 heads = k.type().dims[1];
     if (heads == d[1]) return x;
     return b.reshape(x, {d[0], heads, d[1] / heads * d[2], d[3]});
   }
   Value ungroup(Value x) const {
-    const Dims& q = n.operand(0).type().dims;
-    return b.reshape(x, {q[0], q[1], q[2], x.type().dims[3]});
+    const Dims& d = q.type().dims;
+    return b.reshape(x, {d[0], d[1], d[2], x.type().dims[3]});
   }
   // scale q k^T, masked: [B,H,T,Tk]
   Value scores() const {
-    Value s = ungroup(
-        b.matmul(group(n.operand(0)), n.operand(1), false, true, n.f("scale")));
+    Value s = ungroup(b.matmul(group(q), k, false, true, n.f("scale")));
     if (!n.b("causal")) return s;
     return b.op(Op::CausalMask, {s}, {{"window", n.i("window")}});
   }
@@ -221,13 +250,12 @@ struct AttentionGraph {
     Value s = b.cast(scores(), lse.type().dtype);
     return b.exp(b.sub(s, stats_column(lse)));
   }
-  // dq and dk from the gradient of the scores.
+  // dq and dk from the gradient of the scores, in the node's layout.
   Value dq(Value ds) const {
-    return ungroup(
-        b.matmul(group(ds), n.operand(1), false, false, n.f("scale")));
+    return flip(ungroup(b.matmul(group(ds), k, false, false, n.f("scale"))));
   }
   Value dk(Value ds) const {
-    return b.matmul(group(ds), group(n.operand(0)), true, false, n.f("scale"));
+    return flip(b.matmul(group(ds), group(q), true, false, n.f("scale")));
   }
 };
 
@@ -237,20 +265,19 @@ Values decompose_attention(Builder& b, Node& n) {
   DType stat = n.type(1).dtype;
   Value lse = b.op(Op::LogSumExp, {b.cast(s, stat)}, {{"axis", i64(-1)}});
   Value p = g.dropout(b.softmax(s));
-  return {g.ungroup(b.matmul(g.group(p), n.operand(2))), lse};
+  return {g.flip(g.ungroup(b.matmul(g.group(p), g.v))), lse};
 }
 
 // With p the softmax, m the dropout mask and delta = sum(do o) per row:
 //   dv = (p m)^T do,  dp = m (do v^T),  ds = p (dp - delta)
 Values decompose_attention_grad(Builder& b, Node& n) {
   AttentionGraph g(b, n, 6);
-  Value v = n.operand(2), o = n.operand(3), lse = n.operand(4),
-        dy = n.operand(5);
+  Value o = g.flip(n.operand(3)), lse = n.operand(4), dy = g.flip(n.operand(5));
   DType t = dy.type().dtype, stat = lse.type().dtype;
   Value p = g.probabilities(lse);
   Value dropped = b.cast(g.dropout(p), t);
-  Value dv = b.matmul(g.group(dropped), g.group(dy), true, false);
-  Value dp = g.ungroup(b.matmul(g.group(dy), v, false, true));
+  Value dv = g.flip(b.matmul(g.group(dropped), g.group(dy), true, false));
+  Value dp = g.ungroup(b.matmul(g.group(dy), g.v, false, true));
   Value delta = b.sum(b.mul(b.cast(dy, stat), b.cast(o, stat)), {-1}, true);
   Value ds = b.mul(p, b.sub(g.dropout(b.cast(dp, stat)), delta));
   ds = b.cast(ds, t);
@@ -277,7 +304,8 @@ Values vjp_attention(Builder& b, Node& n, Gradients dy) {
 }
 
 Cost attention_cost(const Node& n) {
-  const Dims &q = n.operand(0).type().dims, &v = n.operand(2).type().dims;
+  Dims q = heads_first(n, n.operand(0).type().dims);
+  Dims v = heads_first(n, n.operand(2).type().dims);
   double pairs = double(q[0] * q[1] * q[2]) * double(v[2]);
   if (n.b("causal")) pairs /= 2;
   double flops = 2 * pairs * double(q[3] + v[3]);
@@ -286,7 +314,8 @@ Cost attention_cost(const Node& n) {
 
 const AttrDef kRopeAttrs[] = {
     optional("theta", 10000.0, "base of the frequencies"),
-    optional("inverse", false, "rotate backwards")};
+    optional("inverse", false, "rotate backwards"),
+    optional("axis", i64(-2), "the axis of positions")};
 const AttrDef kMaskAttrs[] = {
     optional("window", i64(0), "keys seen, itself included; 0 is all")};
 const AttrDef kAttentionAttrs[] = {
@@ -294,7 +323,9 @@ const AttrDef kAttentionAttrs[] = {
     optional("window", i64(0), "keys seen, itself included; 0 is all"),
     optional("scale", 1.0, "factor on q k^T"),
     optional("dropout", 0.0, "share of probabilities dropped, in [0, 1)"),
-    optional("stream", i64(0), "which of the key's sequences")};
+    optional("stream", i64(0), "which of the key's sequences"),
+    optional("layout", std::string("bhtd"),
+             "\"bhtd\", or \"bthd\": heads after positions")};
 
 }  // namespace
 
@@ -303,7 +334,7 @@ const OpDef kRope = {
     .summary =
         "Rotates the pairs (x[i], x[i+D/2]) of the last axis by "
         "position * theta^(-2i/D) (Su et al., 2021), in f32; the "
-        "position is the index on axis -2, or given as [T] or [B,T].",
+        "position is the index on `axis`, or given as [T] or [B,T].",
     .min_inputs = 1,
     .max_inputs = 2,
     .attrs = kRopeAttrs,

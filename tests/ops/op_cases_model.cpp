@@ -39,6 +39,14 @@ void add_attention_cases(std::vector<OpCase>& all) {
       {"groups", 4, 2, 7, 7, 4, 6, {{"causal", true}, {"scale", 0.5}}},
       {"window", 2, 1, 9, 9, 4, 4, {{"causal", true}, {"window", i64(3)}}},
       {"decode", 4, 2, 1, 13, 8, 8, {{"causal", true}, {"scale", 0.35}}},
+      {"layout",
+       4,
+       2,
+       7,
+       9,
+       4,
+       6,
+       {{"causal", true}, {"scale", 0.5}, {"layout", std::string("bthd")}}},
       {"dropout",
        2,
        2,
@@ -49,10 +57,15 @@ void add_attention_cases(std::vector<OpCase>& all) {
        {{"causal", true}, {"dropout", 0.25}, {"stream", i64(3)}}},
   };
   for (const Variant& v : variants) {
-    Dims q = {2, v.heads, v.queries, v.width};
-    Dims k = {2, v.kv_heads, v.keys, v.width};
-    Dims values = {2, v.kv_heads, v.keys, v.value_width};
-    Dims o = {2, v.heads, v.queries, v.value_width};
+    bool flipped = v.name == std::string("layout");
+    auto dims = [&](i64 heads, i64 positions, i64 width) {
+      return flipped ? Dims{2, positions, heads, width}
+                     : Dims{2, heads, positions, width};
+    };
+    Dims q = dims(v.heads, v.queries, v.width);
+    Dims k = dims(v.kv_heads, v.keys, v.width);
+    Dims values = dims(v.kv_heads, v.keys, v.value_width);
+    Dims o = dims(v.heads, v.queries, v.value_width);
     std::vector<OpInput> in = {f32(q, -2, 2), f32(k, -2, 2), f32(values)};
     std::vector<OpInput> grad_in = in;
     grad_in.push_back(f32(o));
@@ -233,6 +246,9 @@ void add_model_cases(std::vector<OpCase>& all) {
                     {{"theta", 500.0}, {"inverse", true}}));
   all.push_back(row("rope/positions", Op::Rope,
                     {f32({2, 3, 4, 8}), fixed_i32({5, 0, 90, 17})}));
+  all.push_back(row("rope/axis", Op::Rope,
+                    {f32({2, 4, 3, 8}), i32({2, 4}, 0, 99)},
+                    {{"axis", i64(-3)}}));
   all.push_back(row("rope/positions_by_row", Op::Rope,
                     {f32({2, 3, 4, 8}), i32({2, 4}, 0, 99)}));
   // e^mask, for a gradient without infinities.

@@ -161,6 +161,35 @@ TEST_CASE("attention agrees with plain loops") {
     }
 }
 
+TEST_CASE("layouts change the order of elements and nothing else") {
+  auto same = [](const std::string& a, const std::string& b) {
+    auto f = parse_graph(a), g = parse_graph(b);
+    std::vector<Tensor> in;
+    for (Node* x : f->args())
+      in.push_back(random_tensor({x->type(), -2, 2}, in.size()));
+    auto want = interpret(*f, in), got = interpret(*g, in);
+    REQUIRE(got.size() == want.size());
+    for (size_t i = 0; i < want.size(); ++i)
+      CHECK(difference(got[i], want[i], 0) == "");
+  };
+  const std::string head =
+      "func @f(%q: f32[2,5,4,8], %k: f32[2,5,2,8], %v: f32[2,5,2,8]) {\n"
+      "  // a\n";
+  same(head +
+           "%a = transpose(%q) {perm=[0,2,1,3]} : f32[2,4,5,8]\n"
+           "%b = transpose(%k) {perm=[0,2,1,3]} : f32[2,2,5,8]\n"
+           "%c = transpose(%v) {perm=[0,2,1,3]} : f32[2,2,5,8]\n"
+           "%r = rope(%a) : f32[2,4,5,8]\n"
+           "%o, %l = attention(%r, %b, %c) {causal} : f32[2,4,5,8], "
+           "f32[2,4,5]\n"
+           "%t = transpose(%o) {perm=[0,2,1,3]} : f32[2,5,4,8]\n"
+           "return %t, %l\n}\n",
+       head +
+           "%r = rope(%q) {axis=-3} : f32[2,5,4,8]\n"
+           "%o, %l = attention(%r, %k, %v) {causal, layout=\"bthd\"} : "
+           "f32[2,5,4,8], f32[2,4,5]\nreturn %o, %l\n}\n");
+}
+
 TEST_CASE("rope rotates pairs by their position") {
   // Width 4: pair 0 turns by the position, pair 1 by position / 100.
   auto y =
