@@ -45,9 +45,7 @@ std::string attention_key(const char* kernel, const AttentionSpec& s) {
       view(s.dv));
 }
 
-V floor_to(Emit& e, V n, int64_t multiple) {
-  return e.and_(n, e.i(-multiple));
-}
+V floor_to(Emit& e, V n, int64_t multiple) { return e.and_(n, e.i(-multiple)); }
 V ceil_to(Emit& e, V n, int64_t multiple) {
   return floor_to(e, e.add(n, multiple - 1), multiple);
 }
@@ -121,7 +119,8 @@ Fn dropout_factors(Emit& e, const AttentionSpec& s, int64_t ld) {
     V keep_factor = e.splat(e.f(1.0 / (1.0 - s.dropout)));
     V threshold = e.splat(e.i32(dropout_threshold(s.dropout)));
     V zero = e.zero(Ty::F32, 0);
-    V stream0 = e.splat(e.i32(s.stream)), stream1 = e.splat(e.i32(s.stream >> 32));
+    V stream0 = e.splat(e.i32(s.stream)),
+      stream1 = e.splat(e.i32(s.stream >> 32));
     auto words = [&](V block) {
       V low = e.trunc(block, Ty::I32);
       V high = e.trunc(e.lshr(block, e.i(32)), Ty::I32);
@@ -159,8 +158,8 @@ Fn dropout_factors(Emit& e, const AttentionSpec& s, int64_t ld) {
   return e.define("keep", {Ty::Ptr, Ty::I64, Ty::I64, Ty::I32, Ty::I32}, body);
 }
 
-Fn pack_function(Emit& e, const std::string& name, int64_t stride,
-                 int64_t cols, double scale) {
+Fn pack_function(Emit& e, const std::string& name, int64_t stride, int64_t cols,
+                 double scale) {
   return e.define(name, {Ty::Ptr, Ty::Ptr, Ty::I64}, [&](const Vs& a) {
     pack_rows(e, clamped_rows(e, a[0], stride, a[2]), cols, a[1],
               panel_lanes(e.target()),
@@ -170,13 +169,12 @@ Fn pack_function(Emit& e, const std::string& name, int64_t stride,
 
 Fn unpack_function(Emit& e, const std::string& name, int64_t stride,
                    int64_t cols) {
-  return e.define(
-      name, {Ty::Ptr, Ty::Ptr, Ty::Ptr, Ty::I64}, [&](const Vs& a) {
-        V factor = e.vload(DType::F32, a[1]);
-        unpack_rows(
-            e, a[0], panel_lanes(e.target()), cols, factor,
-            [&](int r) { return e.at(a[2], r * stride); }, a[3]);
-      });
+  return e.define(name, {Ty::Ptr, Ty::Ptr, Ty::Ptr, Ty::I64}, [&](const Vs& a) {
+    V factor = e.vload(DType::F32, a[1]);
+    unpack_rows(
+        e, a[0], panel_lanes(e.target()), cols, factor,
+        [&](int r) { return e.at(a[2], r * stride); }, a[3]);
+  });
 }
 
 }  // namespace moec

@@ -37,8 +37,8 @@ struct Backward {
   // gradients(K, V, Qt, dOt, P, dS, stats, rel, from, to, keep): P = exp2(K Q^T
   // - lse) and dS = P (V dO^T - delta) for tiles of keys
   Fn gradients(int R, int C, bool masked, int64_t stat_gap) {
-    std::string name = "g" + std::to_string(R) + std::to_string(C) +
-                       (masked ? "m" : "");
+    std::string name =
+        "g" + std::to_string(R) + std::to_string(C) + (masked ? "m" : "");
     std::vector<Ty> params(7, Ty::Ptr);
     params.insert(params.end(), {Ty::I64, Ty::I64, Ty::I64, Ty::Ptr});
     return e.define(name, params, [&, R, C, masked](const Vs& a) {
@@ -47,8 +47,8 @@ struct Backward {
         V keys = e.at(a[0], e.mul(k, s.k.row));
         V row = e.mul(k, kBlockRow);
         V p = e.at(a[4], row), ds = e.at(a[5], row);
-        Vs c = tile_product(e, t, zero_tile(e, t), {{keys, s.k.row, 1}},
-                                a[2], panel, e.i(s.dim));
+        Vs c = tile_product(e, t, zero_tile(e, t), {{keys, s.k.row, 1}}, a[2],
+                            panel, e.i(s.dim));
         for (int j = 0; j < C; ++j) {
           V lse = e.vload(DType::F32, e.at(a[6], j * L));
           for (int i = 0; i < R; ++i) {
@@ -88,9 +88,9 @@ struct Backward {
       auto block = [&](V d, int R) {
         LaneTile t{R, C, L};
         V to = e.at(a[2], e.mul(d, panel));
-        Vs c = tile_product(e, t, load_tile(e, t, to, panel),
-                                {{e.at(a[0], d), 1, s.k.row}}, a[1], kBlockRow,
-                                a[3]);
+        Vs c =
+            tile_product(e, t, load_tile(e, t, to, panel),
+                         {{e.at(a[0], d), 1, s.k.row}}, a[1], kBlockRow, a[3]);
         store_tile(e, t, c, to, panel);
       };
       const int64_t whole = s.dim / rows * rows;
@@ -111,8 +111,8 @@ struct Backward {
         LaneTile t{R, C, L};
         V to = e.at(a[2], d);
         Vs c = tile_product(e, t, load_tile(e, t, to, ldc, mask),
-                                {{a[0], kBlockRow, 1}}, e.at(a[1], d), ldx,
-                                a[3], mask);
+                            {{a[0], kBlockRow, 1}}, e.at(a[1], d), ldx, a[3],
+                            mask);
         store_tile(e, t, c, to, ldc, mask);
       };
       const int64_t whole = channels / panel * panel;
@@ -133,14 +133,16 @@ struct Backward {
       V po = e.at(o, e.mul(q, s.o.row)), pd = e.at(dout, e.mul(q, s.o.row));
       auto step = [&](V c, Vs sum, V mask) {
         return Vs{e.fma(e.vload(DType::F32, e.at(po, c), mask),
-                            e.vload(DType::F32, e.at(pd, c), mask), sum[0])};
+                        e.vload(DType::F32, e.at(pd, c), mask), sum[0])};
       };
       const int64_t whole = width / L * L;
       Vs sum = e.loop(e.i(0), e.i(whole), L, {e.zero(Ty::F32, 0)},
-                          [&](V c, Vs x) { return step(c, x, nullptr); });
-      if (whole < width) sum = step(e.i(whole), sum, e.mask(e.i(width - whole)));
+                      [&](V c, Vs x) { return step(c, x, nullptr); });
+      if (whole < width)
+        sum = step(e.i(whole), sum, e.mask(e.i(width - whole)));
       e.store(DType::F32, e.hsum(sum[0]), e.at(delta, q));
-      e.store(DType::F32, e.mul(e.load(DType::F32, e.at(lse_in, q)), e.f(kLog2e)),
+      e.store(DType::F32,
+              e.mul(e.load(DType::F32, e.at(lse_in, q)), e.f(kLog2e)),
               e.at(lse, q));
     });
     const int64_t padded = (s.q_len + panel - 1) / panel * panel;
@@ -151,9 +153,8 @@ struct Backward {
   }
 
   void for_panels(const std::function<void(V q0, V count)>& body) {
-    e.loop(e.i(0), e.i(s.q_len), panel, [&](V q0) {
-      body(q0, e.min(e.sub(e.i(s.q_len), q0), e.i(panel)));
-    });
+    e.loop(e.i(0), e.i(s.q_len), panel,
+           [&](V q0) { body(q0, e.min(e.sub(e.i(s.q_len), q0), e.i(panel))); });
   }
 
   void for_rows(V p, int64_t stride, int64_t width,
@@ -173,7 +174,8 @@ struct Backward {
   void kernel() {
     const Layout at(s, panel);
     auto part = [&](int64_t offset) { return e.at(e.scratch(), offset); };
-    V b = e.div(e.task(), e.i(s.kv_heads)), kv = e.rem(e.task(), e.i(s.kv_heads));
+    V b = e.div(e.task(), e.i(s.kv_heads)),
+      kv = e.rem(e.task(), e.i(s.kv_heads));
     auto view = [&](int buffer, const AttentionView& v, V head) {
       return e.at(e.buffer(buffer),
                   e.add(e.mul(b, v.batch), e.mul(head, v.head)));
@@ -203,9 +205,8 @@ struct Backward {
         V g = e.at(head.dout, e.mul(q0, s.o.row));
         for (int j = 0; j < 2; ++j) {
           V valid = e.add(count, -j * L);
-          e.call(pack_q,
-                 {e.at(q, j * L * s.q.row),
-                  e.at(part(at.q + j * L), e.mul(q0, s.dim)), valid});
+          e.call(pack_q, {e.at(q, j * L * s.q.row),
+                          e.at(part(at.q + j * L), e.mul(q0, s.dim)), valid});
           e.call(pack_o,
                  {e.at(g, j * L * s.o.row),
                   e.at(part(at.dout + j * L), e.mul(q0, s.value_dim)), valid});
@@ -224,8 +225,7 @@ struct Backward {
                           e.add(count, -j * L)});
       });
     });
-    for_rows(dk, s.dk.row, s.dim,
-             [&](V x) { return e.mul(x, e.f(s.scale)); });
+    for_rows(dk, s.dk.row, s.dim, [&](V x) { return e.mul(x, e.f(s.scale)); });
   }
 
   struct Head {
@@ -239,7 +239,8 @@ struct Backward {
     V p = part(at.p), ds = part(at.ds);
     e.loop(zero, e.i(s.k_len), kKeyBlock, [&](V kb) {
       V block = e.min(e.i(kKeyBlock), e.sub(e.i(s.k_len), kb));
-      V k = e.at(head.k, e.mul(kb, s.k.row)), v = e.at(head.v, e.mul(kb, s.v.row));
+      V k = e.at(head.k, e.mul(kb, s.k.row)),
+        v = e.at(head.v, e.mul(kb, s.v.row));
       V first = s.causal ? e.max(zero, e.add(kb, -shift)) : zero;
       V last = e.i(s.q_len);
       if (s.window)
@@ -256,28 +257,26 @@ struct Backward {
             V row = e.mul(e.add(e.mul(head.bh, s.q_len), q0), s.k_len);
             for (int j = 0; j < 2; ++j)
               e.call(dropout_factors(e, s, panel),
-                     {e.at(keep, j * L),
-                      e.add(e.add(row, j * L * s.k_len), kb), r.end, head.key0,
-                      head.key1});
+                     {e.at(keep, j * L), e.add(e.add(row, j * L * s.k_len), kb),
+                      r.end, head.key0, head.key1});
           }
           V rel = e.sub(kb, e.add(q0, shift));
           for_key_tiles(e, s, r, [&](int R, int C, bool masked, V a, V b) {
             const int skip = C == 2 ? 0 : L;
-            e.call(gradients(R, C, masked, at.delta - at.lse),
-                   {k, v, e.at(part(at.q + skip), e.mul(q0, s.dim)),
-                    e.at(part(at.dout + skip), e.mul(q0, s.value_dim)),
-                    e.at(pt, skip), e.at(st, skip),
-                    e.at(part(at.lse + skip), q0), e.add(rel, -skip), a, b,
-                    e.at(keep, skip)});
+            e.call(
+                gradients(R, C, masked, at.delta - at.lse),
+                {k, v, e.at(part(at.q + skip), e.mul(q0, s.dim)),
+                 e.at(part(at.dout + skip), e.mul(q0, s.value_dim)),
+                 e.at(pt, skip), e.at(st, skip), e.at(part(at.lse + skip), q0),
+                 e.add(rel, -skip), a, b, e.at(keep, skip)});
           });
           V dq = e.at(part(at.dq), e.mul(q0, s.dim));
           e.call(queries(2), {k, st, dq, r.half});
           if (s.causal)
             e.if_(e.lt(r.half, r.end), [&] {
-              e.call(queries(1),
-                     {e.at(k, e.mul(r.half, s.k.row)),
-                      e.at(e.at(st, L), e.mul(r.half, kBlockRow)),
-                      e.at(dq, L), e.sub(r.end, r.half)});
+              e.call(queries(1), {e.at(k, e.mul(r.half, s.k.row)),
+                                  e.at(e.at(st, L), e.mul(r.half, kBlockRow)),
+                                  e.at(dq, L), e.sub(r.end, r.half)});
             });
         });
         auto keys = [&](V key, int R) {

@@ -27,8 +27,8 @@ struct Forward {
 
   // scores(K, Qt, P, new_max, rel, from, to): tiles of keys from .. to
   Fn scores(int R, int C, bool masked) {
-    std::string name = "s" + std::to_string(R) + std::to_string(C) +
-                       (masked ? "m" : "");
+    std::string name =
+        "s" + std::to_string(R) + std::to_string(C) + (masked ? "m" : "");
     std::vector<Ty> params = {Ty::Ptr, Ty::Ptr, Ty::Ptr, Ty::Ptr,
                               Ty::I64, Ty::I64, Ty::I64};
     return e.define(name, params, [&, R, C, masked](const Vs& a) {
@@ -38,8 +38,8 @@ struct Forward {
         best.push_back(e.vload(DType::F32, e.at(a[3], j * L)));
       best = e.loop(a[5], a[6], R, best, [&](V k, Vs best) {
         V keys = e.at(a[0], e.mul(k, s.k.row));
-        Vs c = tile_product(e, t, zero_tile(e, t), {{keys, s.k.row, 1}},
-                                a[1], panel, e.i(s.dim));
+        Vs c = tile_product(e, t, zero_tile(e, t), {{keys, s.k.row, 1}}, a[1],
+                            panel, e.i(s.dim));
         V to = e.at(a[2], e.mul(k, panel));
         for (int i = 0; i < R; ++i)
           for (int j = 0; j < C; ++j) {
@@ -68,34 +68,31 @@ struct Forward {
   // soften(P, stats, n): exponentials in place of n scores of lanes() queries,
   // their sum, and the factor of what was summed before
   Fn soften() {
-    return e.define(
-        "soften", {Ty::Ptr, Ty::Ptr, Ty::I64}, [&](const Vs& a) {
-          auto stat = [&](Stat k) { return e.at(a[1], k * panel); };
-          V best = e.vload(DType::F32, stat(kNewMax));
-          V alpha = exp2_fast(
-              e, e.sub(e.vload(DType::F32, stat(kMax)), best));
-          V sum = e.mul(e.vload(DType::F32, stat(kSum)), alpha);
-          auto step = [&](V k, Vs sums) {  // one exponential per sum
-            V p = e.at(a[0], e.mul(k, panel));
-            const int n = sums.size() == 1 ? 1 : 4;
-            Vs x;
-            for (int u = 0; u < n; ++u)
-              x.push_back(exp2_fast(
-                  e, e.sub(e.vload(DType::F32, e.at(p, u * panel)), best)));
-            for (int u = 0; u < n; ++u)
-              e.vstore(DType::F32, x[u], e.at(p, u * panel));
-            if (n == 1) return Vs{e.add(sums[0], x[0])};
-            return Vs{e.add(sums[0], e.add(x[0], x[1])),
-                          e.add(sums[1], e.add(x[2], x[3]))};
-          };
-          V whole = floor_to(e, a[2], 4);
-          Vs sums =
-              e.loop(e.i(0), whole, 4, {sum, e.zero(Ty::F32, 0)}, step);
-          sums = e.loop(whole, a[2], 1, {e.add(sums[0], sums[1])}, step);
-          e.vstore(DType::F32, best, stat(kMax));
-          e.vstore(DType::F32, sums[0], stat(kSum));
-          e.vstore(DType::F32, alpha, stat(kAlpha));
-        });
+    return e.define("soften", {Ty::Ptr, Ty::Ptr, Ty::I64}, [&](const Vs& a) {
+      auto stat = [&](Stat k) { return e.at(a[1], k * panel); };
+      V best = e.vload(DType::F32, stat(kNewMax));
+      V alpha = exp2_fast(e, e.sub(e.vload(DType::F32, stat(kMax)), best));
+      V sum = e.mul(e.vload(DType::F32, stat(kSum)), alpha);
+      auto step = [&](V k, Vs sums) {  // one exponential per sum
+        V p = e.at(a[0], e.mul(k, panel));
+        const int n = sums.size() == 1 ? 1 : 4;
+        Vs x;
+        for (int u = 0; u < n; ++u)
+          x.push_back(exp2_fast(
+              e, e.sub(e.vload(DType::F32, e.at(p, u * panel)), best)));
+        for (int u = 0; u < n; ++u)
+          e.vstore(DType::F32, x[u], e.at(p, u * panel));
+        if (n == 1) return Vs{e.add(sums[0], x[0])};
+        return Vs{e.add(sums[0], e.add(x[0], x[1])),
+                  e.add(sums[1], e.add(x[2], x[3]))};
+      };
+      V whole = floor_to(e, a[2], 4);
+      Vs sums = e.loop(e.i(0), whole, 4, {sum, e.zero(Ty::F32, 0)}, step);
+      sums = e.loop(whole, a[2], 1, {e.add(sums[0], sums[1])}, step);
+      e.vstore(DType::F32, best, stat(kMax));
+      e.vstore(DType::F32, sums[0], stat(kSum));
+      e.vstore(DType::F32, alpha, stat(kAlpha));
+    });
   }
 
   // values(V, P, Ot, alpha, n): Ot = alpha Ot + V^T P over n keys
@@ -146,8 +143,8 @@ struct Forward {
 
     Fn pack = pack_function(e, "pack", s.q.row, s.dim, s.scale * kLog2e);
     for (int j = 0; j < 2; ++j) {
-      e.call(pack, {e.at(q, j * L * s.q.row), e.at(qt, j * L),
-                    e.add(count, -j * L)});
+      e.call(pack,
+             {e.at(q, j * L * s.q.row), e.at(qt, j * L), e.add(count, -j * L)});
       for (Stat k : {kMax, kNewMax})
         e.vstore(DType::F32, e.splat(e.f(kLowest)), e.at(stat(k), j * L));
       e.vstore(DType::F32, e.zero(Ty::F32, 0), e.at(stat(kSum), j * L));
@@ -172,8 +169,8 @@ struct Forward {
       for_key_tiles(e, s, r, [&](int R, int C, bool masked, V from, V to) {
         const int skip = C == 2 ? 0 : L;  // the upper half of the lanes alone
         e.call(scores(R, C, masked),
-               {keys, e.at(qt, skip), e.at(pt, skip),
-                e.at(stat(kNewMax), skip), e.add(rel, -skip), from, to});
+               {keys, e.at(qt, skip), e.at(pt, skip), e.at(stat(kNewMax), skip),
+                e.add(rel, -skip), from, to});
       });
       Fn soft = soften();
       e.call(soft, {pt, stats, r.half});
@@ -198,25 +195,24 @@ struct Forward {
       if (s.causal)
         e.if_(e.lt(r.half, r.end), [&] {
           V done = e.mul(r.half, s.v.row);
-          e.call(values(1, false),
-                 {e.at(rows_of_v, done),
-                  e.at(e.at(pt, L), e.mul(r.half, panel)), e.at(ot, L),
-                  e.at(stat(kAlpha), L), e.sub(r.end, r.half)});
+          e.call(
+              values(1, false),
+              {e.at(rows_of_v, done), e.at(e.at(pt, L), e.mul(r.half, panel)),
+               e.at(ot, L), e.at(stat(kAlpha), L), e.sub(r.end, r.half)});
         });
     });
 
     for (int j = 0; j < 2; ++j) {
       V sum = e.vload(DType::F32, e.at(stat(kSum), j * L));
       V best = e.vload(DType::F32, e.at(stat(kMax), j * L));
-      e.vstore(DType::F32, e.fma(best, e.f(kLn2), e.log(sum)),
-               e.at(lse, j * L), e.mask(e.add(count, -j * L)));
+      e.vstore(DType::F32, e.fma(best, e.f(kLn2), e.log(sum)), e.at(lse, j * L),
+               e.mask(e.add(count, -j * L)));
       e.vstore(DType::F32, e.div(e.f(1), sum), e.at(stat(kAlpha), j * L));
     }
     Fn unpack = unpack_function(e, "unpack", s.o.row, s.value_dim);
     for (int j = 0; j < 2; ++j)
-      e.call(unpack,
-             {e.at(ot, j * L), e.at(stat(kAlpha), j * L),
-              e.at(o, j * L * s.o.row), e.add(count, -j * L)});
+      e.call(unpack, {e.at(ot, j * L), e.at(stat(kAlpha), j * L),
+                      e.at(o, j * L * s.o.row), e.add(count, -j * L)});
   }
 };
 

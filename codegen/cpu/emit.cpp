@@ -1,5 +1,7 @@
 #include "codegen/cpu/emit.h"
 
+#include <array>
+
 #include "codegen/cpu/emit_impl.h"
 #include "support/error.h"
 
@@ -292,24 +294,63 @@ V Emit::slice(V v, int from, int w) {
   return shuffle(v, nullptr, idx);
 }
 
+namespace {
+
+// Elements of x and y picked within each 128-bit lane of four elements; an
+// index below 4 is x's, from 4 on y's. One unpack instruction.
+V in_lanes(Emit& e, V x, V y, std::array<int, 4> pick) {
+  const int n = e.width(x);
+  std::vector<int> idx;
+  for (int lane = 0; lane < n; lane += 4)
+    for (int k : pick) idx.push_back(lane + (k < 4 ? k : n + k - 4));
+  return e.shuffle(x, y, idx);
+}
+
+// Whole 128-bit lanes of x and y, counted through both.
+V pick_lanes(Emit& e, V x, V y, const std::vector<int>& lanes) {
+  std::vector<int> idx;
+  for (int lane : lanes)
+    for (int k = 0; k < 4; ++k) idx.push_back(4 * lane + k);
+  return e.shuffle(x, y, idx);
+}
+
+}  // namespace
+
 Vs Emit::transpose(Vs rows) {
-  int n = static_cast<int>(rows.size());
-  MOEC_CHECK(n == width(rows[0]) && (n & (n - 1)) == 0);
-  std::vector<int> lo, hi;
-  for (int j = 0; j < n / 2; ++j) {
-    lo.push_back(j), lo.push_back(n + j);
-    hi.push_back(n / 2 + j), hi.push_back(n + n / 2 + j);
+  const int n = static_cast<int>(rows.size());
+  MOEC_CHECK(n == width(rows[0]) && (n == 4 || n == 8 || n == 16));
+  // 4x4 blocks within 128-bit lanes, by unpacks: cheap on every level. Lane i
+  // of t[4g + c] then holds column 4i + c of the rows 4g .. 4g+3.
+  Vs t(n);
+  for (int g = 0; g < n; g += 4) {
+    V a = in_lanes(*this, rows[g], rows[g + 1], {0, 4, 1, 5});
+    V b = in_lanes(*this, rows[g], rows[g + 1], {2, 6, 3, 7});
+    V c = in_lanes(*this, rows[g + 2], rows[g + 3], {0, 4, 1, 5});
+    V d = in_lanes(*this, rows[g + 2], rows[g + 3], {2, 6, 3, 7});
+    t[g] = in_lanes(*this, a, c, {0, 1, 4, 5});
+    t[g + 1] = in_lanes(*this, a, c, {2, 3, 6, 7});
+    t[g + 2] = in_lanes(*this, b, d, {0, 1, 4, 5});
+    t[g + 3] = in_lanes(*this, b, d, {2, 3, 6, 7});
   }
-  // log2(n) perfect shuffles of the rows' elements are the transpose
-  for (int round = n; round > 1; round /= 2) {
-    Vs next;
-    for (int j = 0; j < n / 2; ++j) {
-      next.push_back(shuffle(rows[j], rows[j + n / 2], lo));
-      next.push_back(shuffle(rows[j], rows[j + n / 2], hi));
+  if (n == 4) return t;
+  // then the lanes themselves: a 2x2 or 4x4 transpose of whole lanes
+  Vs out(n);
+  for (int c = 0; c < 4; ++c) {
+    if (n == 8) {
+      out[c] = pick_lanes(*this, t[c], t[4 + c], {0, 2});
+      out[4 + c] = pick_lanes(*this, t[c], t[4 + c], {1, 3});
+      continue;
     }
-    rows = std::move(next);
+    V lo01 = pick_lanes(*this, t[c], t[4 + c], {0, 1, 4, 5});
+    V hi01 = pick_lanes(*this, t[c], t[4 + c], {2, 3, 6, 7});
+    V lo23 = pick_lanes(*this, t[8 + c], t[12 + c], {0, 1, 4, 5});
+    V hi23 = pick_lanes(*this, t[8 + c], t[12 + c], {2, 3, 6, 7});
+    out[c] = pick_lanes(*this, lo01, lo23, {0, 2, 4, 6});
+    out[4 + c] = pick_lanes(*this, lo01, lo23, {1, 3, 5, 7});
+    out[8 + c] = pick_lanes(*this, hi01, hi23, {0, 2, 4, 6});
+    out[12 + c] = pick_lanes(*this, hi01, hi23, {1, 3, 5, 7});
   }
-  return rows;
+  return out;
 }
 
 namespace {

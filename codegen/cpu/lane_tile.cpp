@@ -25,17 +25,16 @@ Vs load_tile(Emit& e, LaneTile t, V p, int64_t ld, V mask) {
   return acc;
 }
 
-void store_tile(Emit& e, LaneTile t, const Vs& acc, V p, int64_t ld,
-                V mask) {
+void store_tile(Emit& e, LaneTile t, const Vs& acc, V p, int64_t ld, V mask) {
   for (int i = 0; i < t.rows; ++i)
     for (int j = 0; j < t.cols; ++j)
-      e.vstore(DType::F32, acc[i * t.cols + j],
-               e.at(p, i * ld + j * t.width), column_mask(t, j, mask));
+      e.vstore(DType::F32, acc[i * t.cols + j], e.at(p, i * ld + j * t.width),
+               column_mask(t, j, mask));
 }
 
-Vs tile_product(Emit& e, LaneTile t, Vs acc,
-                    const std::vector<Bcast>& a, V b, int64_t ldb, V count,
-                    V mask, const std::vector<Prefetch>& prefetch) {
+Vs tile_product(Emit& e, LaneTile t, Vs acc, const std::vector<Bcast>& a, V b,
+                int64_t ldb, V count, V mask,
+                const std::vector<Prefetch>& prefetch) {
   const int groups = int(a.size()), per_group = t.rows / groups;
   MOEC_CHECK(per_group * groups == t.rows);
   // carried: sums, then the running addresses of B and of each group of A
@@ -52,8 +51,9 @@ Vs tile_product(Emit& e, LaneTile t, Vs acc,
                               column_mask(t, j, mask), t.width));
     for (int g = 0; g < groups; ++g)
       for (int r = 0; r < per_group; ++r) {
-        V scalar = e.load(DType::F32, e.at(c[sums + 1 + g],
-                                           r * a[g].row_stride + u * a[g].step));
+        V scalar =
+            e.load(DType::F32,
+                   e.at(c[sums + 1 + g], r * a[g].row_stride + u * a[g].step));
         V row = e.splat(scalar, t.width);
         for (int j = 0; j < t.cols; ++j) {
           V& sum = c[size_t(g * per_group + r) * t.cols + j];
@@ -139,9 +139,8 @@ void unpack_rows(Emit& e, V src, int64_t ld, int64_t cols, V factor,
         },
         [&] {
           for (int r = 0; r < L; ++r)
-            e.if_(e.lt(e.i(r), count), [&] {
-              e.vstore(DType::F32, v[r], e.at(to[r], c), mask);
-            });
+            e.if_(e.lt(e.i(r), count),
+                  [&] { e.vstore(DType::F32, v[r], e.at(to[r], c), mask); });
         });
   };
   const int64_t whole = cols / L * L;
@@ -152,9 +151,8 @@ void unpack_rows(Emit& e, V src, int64_t ld, int64_t cols, V factor,
 void zero_fill(Emit& e, V p, V count) {
   const int L = e.lanes();
   V whole = e.mul(e.div(count, e.i(L)), L);
-  e.loop(e.i(0), whole, L, [&](V k) {
-    e.vstore(DType::F32, e.zero(Ty::F32, 0), e.at(p, k));
-  });
+  e.loop(e.i(0), whole, L,
+         [&](V k) { e.vstore(DType::F32, e.zero(Ty::F32, 0), e.at(p, k)); });
   e.loop(whole, count, 1,
          [&](V k) { e.store(DType::F32, e.f(0), e.at(p, k)); });
 }

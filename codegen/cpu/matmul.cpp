@@ -17,8 +17,8 @@ int64_t round_up(int64_t x, int64_t to) { return ceil_div(x, to) * to; }
 
 // A task should last some tens of microseconds on a current core.
 constexpr double kTaskFlops = 12e6;
-constexpr int64_t kBlockK = 1024;  // a panel of 128 KiB streams from L2
-constexpr int64_t kMinTasks = 8;   // below that, tasks get smaller
+constexpr int64_t kMinTasks = 8;    // below that, tasks get smaller
+constexpr int64_t kManyTasks = 64;  // above that, tasks may last longer
 
 std::string describe(const MatmulOperand& o) {
   std::string s = fmt::format(" {}:{} {},{}+{}", o.buffer, dtype_name(o.dtype),
@@ -57,64 +57,92 @@ double bytes_of(const MatmulOperand& o, int64_t rows, int64_t cols,
 
 MatmulPlan plan_matmul(const MatmulDesc& d, const Target& t) {
   MatmulPlan p;
+  const int64_t m = std::max<int64_t>(d.m, 1), n = std::max<int64_t>(d.n, 1);
+  const int64_t k = std::max<int64_t>(d.k, 1);
+  const double step_flops = d.bf16 && t.bf16_dot ? 2 : 1;  // FMA rate
+  const bool by_rows = d.group == MatmulGroup::Rows;
+  const bool by_reduction = d.group == MatmulGroup::Reduction;
   for (int64_t b : d.batch) p.batch *= b;
   p.panel = p.vectors * t.lanes;
+  // Eight rows fill the FMA pipes; their eight lines share a set of the L1
+  // cache without conflict when the row stride is a multiple of its way size.
   const int tall = t.lanes == 16 ? 8 : t.fma ? 6 : 4;
 
-  // k blocks of equal length
-  const int64_t k_blocks = std::max<int64_t>(1, ceil_div(d.k, kBlockK));
-  p.block_k = round_up(std::max<int64_t>(1, ceil_div(d.k, k_blocks)), 2);
-  p.split_k = d.group == MatmulGroup::Reduction || k_blocks > 1;
-  if (d.group == MatmulGroup::Reduction)
-    p.block_k = std::min<int64_t>(round_up(std::max<int64_t>(d.k, 1), 2), 512);
+  // A in place costs one broadcast a row and step, and is packed only where
+  // its elements must be paired first.
+  if (d.bf16) {
+    const bool pairs = d.a.col_stride == 1 && k % 2 == 0 && !by_reduction;
+    if (!pairs)
+      p.a = MatmulPlan::A::Tiles;
+    else if (d.a.dtype != DType::BF16)
+      p.a = k >= 2 * t.lanes ? MatmulPlan::A::Rows : MatmulPlan::A::Tiles;
+  }
+  const bool packs_a = p.a != MatmulPlan::A::Direct;
 
-  // Rows: many, since each block packs its panel of B anew; then panels, if
-  // the tasks are too short.
-  const int64_t k = std::max<int64_t>(d.k, 1);
-  double rows = kTaskFlops / (2.0 * double(p.panel) * double(k));
-  p.block_m = std::clamp<int64_t>(int64_t(rows), 256, 1024);
-  if (d.group == MatmulGroup::Rows) p.block_m = 256;
-  p.block_m = std::min(p.block_m, std::max<int64_t>(d.m, 1));
-  p.block_n = p.panel;
+  // k blocks of equal length
+  const int64_t longest = packs_a ? 512 * int64_t(step_flops) : 1024;
+  const int64_t k_blocks = ceil_div(k, longest);
+  p.block_k = by_reduction ? std::min(round_up(k, 2), longest)
+                           : round_up(ceil_div(k, k_blocks), 2);
+  p.split_k = by_reduction || k_blocks > 1;
+
+  // Many rows, since each block packs its panel of B anew; several panels
+  // where the tasks would be too short or A is packed.
+  auto flops = [&] { return 2.0 * double(p.block_m * p.block_n) * double(k); };
   auto tasks = [&] {
-    int64_t m_blocks = ceil_div(std::max<int64_t>(d.m, 1), p.block_m);
-    if (d.group == MatmulGroup::Rows) m_blocks += d.experts;
-    if (d.group == MatmulGroup::Reduction) m_blocks *= d.experts;
-    return m_blocks * ceil_div(std::max<int64_t>(d.n, 1), p.block_n) * p.batch;
+    int64_t blocks = ceil_div(m, p.block_m);
+    if (by_rows) blocks += d.experts;
+    if (by_reduction) blocks *= std::max<int64_t>(d.experts, 1);
+    return blocks * ceil_div(n, p.block_n) * p.batch;
   };
-  auto flops = [&] {
-    return 2.0 * double(p.block_m) * double(p.block_n) * double(k);
-  };
-  while (tasks() < kMinTasks && p.block_m > 64 && flops() > 1e6)
+  const double goal = kTaskFlops * step_flops;
+  p.block_n = packs_a ? 4 * p.panel : p.panel;
+  double rows = goal / (2.0 * double(p.block_n) * double(k));
+  p.block_m = packs_a ? 128 : std::clamp<int64_t>(int64_t(rows), 256, 1024);
+  if (by_rows) p.block_m = 256;
+  p.block_m = std::min(p.block_m, m);
+  if (!packs_a && !by_rows && p.block_m < 512 && m >= 1024) {
+    p.block_m = 512;
+    if (tasks() < kManyTasks || flops() > 6 * goal) p.block_m = 256;
+  }
+  while (tasks() < kMinTasks && p.block_m > 32 && flops() > 1e6)
     p.block_m = round_up(ceil_div(p.block_m, 2), tall);
-  while (flops() < kTaskFlops / 4 && p.block_n < d.n && tasks() > 2 * kMinTasks)
+  while (tasks() < kMinTasks && p.block_n > p.panel && flops() > 1e6)
+    p.block_n -= p.panel;
+  while (!packs_a && flops() < goal / 4 && p.block_n < n &&
+         tasks() > 2 * kMinTasks)
     p.block_n += p.panel;
   // blocks of equal size, whole tiles
-  p.blocks_m = std::max<int64_t>(1, ceil_div(d.m, p.block_m));
-  if (d.group != MatmulGroup::Rows)
-    p.block_m = round_up(std::max<int64_t>(1, ceil_div(d.m, p.blocks_m)), tall);
-  p.blocks_m = std::max<int64_t>(1, ceil_div(d.m, p.block_m));
-  p.blocks_n = std::max<int64_t>(1, ceil_div(d.n, p.block_n));
-  p.block_n =
-      round_up(ceil_div(std::max<int64_t>(d.n, 1), p.blocks_n), p.panel);
-  p.blocks_n = std::max<int64_t>(1, ceil_div(d.n, p.block_n));
+  p.blocks_m = ceil_div(m, p.block_m);
+  if (!by_rows) p.block_m = round_up(ceil_div(m, p.blocks_m), tall);
+  p.blocks_m = ceil_div(m, p.block_m);
+  p.blocks_n = ceil_div(n, p.block_n);
+  p.block_n = round_up(ceil_div(n, p.blocks_n), p.panel);
+  p.blocks_n = ceil_div(n, p.block_n);
   if (p.blocks_m * p.blocks_n == 1 && d.group == MatmulGroup::None)
     while (p.batch_per_task < p.batch &&
-           flops() * double(p.batch_per_task) < kTaskFlops / 4 &&
+           flops() * double(p.batch_per_task) < goal / 4 &&
            p.batch / p.batch_per_task > 2 * kMinTasks)
       p.batch_per_task *= 2;
 
   for (int h = tall; h >= 1; h = h == 6 ? 4 : h / 2) {
-    const bool needed =
-        d.group == MatmulGroup::Rows || (d.m >= h && (h == tall || d.m % tall));
+    const bool needed = by_rows || (d.m >= h && (h == tall || d.m % tall));
     if (needed) p.heights.push_back(h);
   }
-  // Small matrices whose rows are contiguous stay in the nearest caches.
+  // Small matrices whose rows are contiguous stay in the nearest caches; few
+  // rows do not repay a copy.
   p.direct_b = d.b.col_stride == 1 && d.b.dtype == DType::F32 && !d.bf16 &&
-               (d.b.row_stride * p.block_k * 4 <= 64 << 10 || d.m < 48);
+               (d.b.row_stride * p.block_k * 4 <= 64 << 10 || m < 48);
 
-  p.panel_bytes = round_up(p.block_k, t.lanes) * p.panel * 4;
-  p.partial_offset = round_up(p.panel_bytes * (p.block_n / p.panel), 64);
+  // Odd multiples of a line keep packed rows and tiles off one cache set.
+  const int64_t steps = round_up(ceil_div(p.block_k, d.bf16 ? 2 : 1), t.lanes);
+  const bool a_rows = p.a == MatmulPlan::A::Rows;
+  p.a_pitch = steps * (a_rows ? 1 : tall) + 16;
+  p.a_offset = round_up(steps * p.panel * 4, 64);
+  // a vector of rows past the last tile is written too
+  const int64_t a_units =
+      (a_rows ? p.block_m : p.block_m / tall + t.lanes) * p.a_pitch;
+  p.partial_offset = p.a_offset + (packs_a ? round_up(a_units * 4, 64) : 0);
   p.scratch_bytes = p.partial_offset +
                     (p.split_k ? round_up(p.block_m, tall) * p.block_n * 4 : 0);
   return p;

@@ -8,15 +8,33 @@ namespace moec {
 
 namespace {
 
+// Steps of the reduction from the fetch of a line of A to its use: the latency
+// of the last cache at 8 cycles a step.
+constexpr int64_t kAhead = 32;
+
 // Everything a tile needs; passed on to the tile functions as arguments.
 struct Body {
   Emit& e;
   const MatmulDesc& d;
   const MatmulPlan& p;
   const int L;
+  // How tiles read A, in bytes: per step of the reduction and per row.
+  int64_t a_step, a_row;
+  DType a_dtype;
 
   Body(Emit& e, const MatmulDesc& d, const MatmulPlan& p)
-      : e(e), d(d), p(p), L(e.lanes()) {}
+      : e(e), d(d), p(p), L(e.lanes()), a_dtype(DType::F32) {
+    const int64_t size = dtype_size(d.a.dtype);
+    switch (p.a) {
+      case MatmulPlan::A::Direct:
+        a_step = d.a.col_stride * size * (d.bf16 ? 2 : 1);
+        a_row = d.a.row_stride * size;
+        a_dtype = d.a.dtype;
+        break;
+      case MatmulPlan::A::Tiles: a_step = 4 * p.heights[0], a_row = 4; break;
+      case MatmulPlan::A::Rows: a_step = 4, a_row = 4 * p.a_pitch; break;
+    }
+  }
 
   V element(V base, const MatmulOperand& o, V row, V col) {
     V index = e.add(e.mul(row, o.row_stride), e.mul(col, o.col_stride));
@@ -45,19 +63,23 @@ struct Body {
 
 // Tile sums over kk steps: height x vectors.
 Vs Body::reduce(V a, V b, V kk, int height, int vectors, int64_t b_stride) {
-  const int64_t size = dtype_size(d.a.dtype);
   return e.loop(
       e.i(0), kk, 1, Vs(height * vectors, e.splat(e.f(0))), [&](V k, Vs acc) {
-        V a0 = e.at(a, e.mul(k, d.a.col_stride), size);
+        V a0 = e.at(a, e.mul(k, a_step), 1);
         V b0 = e.at(b, e.mul(k, b_stride));
+        // steps far apart defeat the hardware's prefetcher
+        if (a_step >= 256) e.prefetch(e.at(a0, kAhead * a_step, 1));
         Vs bv;
         for (int j = 0; j < vectors; ++j)
-          bv.push_back(e.vload(DType::F32, e.at(b0, j * L)));
+          bv.push_back(
+              e.load_raw(d.bf16 ? Ty::I32 : Ty::F32, e.at(b0, j * L), L));
         for (int r = 0; r < height; ++r) {
-          V x = e.splat(e.load(d.a.dtype, e.at(a0, r * d.a.row_stride, size)));
+          V at = e.at(a0, r * a_row, 1);
+          V x = e.splat(d.bf16 ? e.load_raw(Ty::I32, at, -1, 2)
+                               : e.load(a_dtype, at));
           for (int j = 0; j < vectors; ++j) {
             V& c = acc[r * vectors + j];
-            c = e.fma(x, bv[j], c);
+            c = d.bf16 ? e.dpbf16(c, x, bv[j]) : e.fma(x, bv[j], c);
           }
         }
         return acc;
@@ -102,6 +124,13 @@ Fn Body::tile(int height, int vectors, int64_t b_stride, int64_t cols) {
   return e.define(name, params, [&](const Vs& args) {
     V partial = args[3], flags = args[4], row = args[5], col = args[6];
     Vs bases(args.begin() + fixed, args.end());
+    // C's lines arrive, owned, while the sums run
+    if (d.outputs[0].col_stride == 1)
+      for (int r = 0; r < height; ++r)
+        for (int j = 0; j < vectors; ++j)
+          e.prefetch(element(bases[0], d.outputs[0], e.add(row, r),
+                             e.add(col, int64_t(j) * L)),
+                     3, true);
     Vs acc = reduce(args[0], args[1], args[2], height, vectors, b_stride);
     Vs masks(vectors, nullptr);
     for (int j = 0; j < vectors; ++j)
@@ -155,9 +184,13 @@ Fn Body::tile(int height, int vectors, int64_t b_stride, int64_t cols) {
 void Body::rows_of_block(const Vs& bases, V a, V b, V kk, V partial, V flags,
                          V row, V rows, V col, int64_t cols, int64_t b_stride) {
   const int vectors = int((cols + L - 1) / L);
-  const int64_t size = dtype_size(d.a.dtype);
   auto run_tile = [&](Fn f, V at) {
-    V here = e.at(a, e.mul(at, d.a.row_stride), size);
+    V here = e.at(a, e.mul(at, a_row), 1);
+    if (p.a == MatmulPlan::A::Tiles) {
+      V tall = e.i(p.heights[0]);
+      here =
+          e.at(e.at(a, e.mul(e.udiv(at, tall), p.a_pitch)), e.urem(at, tall));
+    }
     Vs args{here,           b,  kk, e.at(partial, e.mul(at, p.panel)), flags,
             e.add(row, at), col};
     args.insert(args.end(), bases.begin(), bases.end());
@@ -211,6 +244,12 @@ void Body::block(V batch, V group, V row, V rows, V block_n, V k_from,
                 e.add(e.mul(row, d.a.row_stride),
                       e.mul(e.add(k_from, k0), d.a.col_stride)),
                 dtype_size(d.a.dtype));
+    if (p.a != MatmulPlan::A::Direct) {
+      V packed = e.at(e.scratch(), p.a_offset, 1);
+      e.call(define_pack_a(e, d, p), {ak, packed, kk, rows});
+      ak = packed;
+    }
+    V steps = d.bf16 ? e.lshr(e.add(kk, 1), e.i(1)) : kk;
     auto panel = [&](V index, int64_t cols, bool direct) {
       V col = e.mul(index, p.panel);
       V src = element(b, d.b, e.add(k_from, k0), col);
@@ -220,10 +259,10 @@ void Body::block(V batch, V group, V row, V rows, V block_n, V k_from,
       V packed = src;
       if (!direct) {
         packed = e.scratch();
-        e.call(define_pack(e, d, p, cols), {src, packed, kk});
+        e.call(define_pack_b(e, d, p, cols), {src, packed, kk});
       }
-      rows_of_block(bases, ak, packed, kk, partial, flags, row, rows, col, cols,
-                    direct ? d.b.row_stride : p.panel);
+      rows_of_block(bases, ak, packed, steps, partial, flags, row, rows, col,
+                    cols, direct ? d.b.row_stride : p.panel);
     };
     if (d.n >= p.panel)
       e.loop(first, full_end, 1, [&](V i) { panel(i, p.panel, p.direct_b); });

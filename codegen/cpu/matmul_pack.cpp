@@ -1,86 +1,209 @@
-// Packing of B panels: [kk][panel] f32, from any strides and dtype.
+// Packing of operands into units of 4 bytes: f32, or pairs of bf16 along k.
 #include "codegen/cpu/emit.h"
 #include "codegen/cpu/matmul_plan.h"
+#include "codegen/cpu/target.h"
 
 namespace moec {
 
 namespace {
 
-// Rows of B are contiguous: copy `cols` columns of each.
-void pack_rows(Emit& e, const MatmulDesc& d, const MatmulPlan& p, int64_t cols,
-               V src, V dst, V kk) {
-  const int L = e.lanes();
-  const int64_t size = dtype_size(d.b.dtype);
-  Vs masks;
-  for (int64_t c = 0; c < cols; c += L)
-    masks.push_back(c + L <= cols ? nullptr : e.mask(e.i(cols - c)));
-  e.loop(e.i(0), kk, 1, [&](V k) {
-    V s = e.at(src, e.mul(k, d.b.row_stride), size);
-    V t = e.at(dst, e.mul(k, p.panel));
-    for (size_t g = 0; g < masks.size(); ++g)
-      e.vstore_aligned(
-          DType::F32,
-          e.vload(d.b.dtype, e.at(s, int64_t(g) * L, size), masks[g], L),
-          e.at(t, int64_t(g) * L));
-  });
-}
+// Lines fetched ahead; the hardware's prefetcher stops at page ends.
+constexpr int64_t kAhead = 8;
 
-// Columns of B are contiguous: transpose lanes x lanes blocks in registers.
-// The last block overlaps the one before it, so nothing needs a mask.
-void pack_columns(Emit& e, const MatmulDesc& d, const MatmulPlan& p,
-                  int64_t cols, V src, V dst, V kk) {
-  const int L = e.lanes();
-  const int64_t size = dtype_size(d.b.dtype);
-  V last = e.sub(kk, e.i(L));
-  e.loop(e.i(0), kk, L, [&](V block) {
-    V k = e.min(block, last);
-    V s = e.at(src, k, size);
-    V t = e.at(dst, e.mul(k, p.panel));
-    for (int64_t g = 0; g < cols; g += L) {
-      Vs rows;
-      for (int64_t c = g; c < g + L; ++c)
-        rows.push_back(
-            c < cols ? e.vload(d.b.dtype, e.at(s, c * d.b.col_stride, size))
-                     : e.zero(Ty::F32, L));
-      rows = e.transpose(rows);
-      for (int r = 0; r < L; ++r)
-        e.vstore_aligned(DType::F32, rows[r], e.at(t, r * p.panel + g));
+struct Pack {
+  Emit& e;
+  const MatmulOperand& o;
+  const bool bf16;
+  // Elements between neighbours along k and across.
+  const int64_t along, across;
+  const int L, size;
+
+  Pack(Emit& e, const MatmulOperand& o, bool bf16, bool is_a)
+      : e(e),
+        o(o),
+        bf16(bf16),
+        along(is_a ? o.col_stride : o.row_stride),
+        across(is_a ? o.row_stride : o.col_stride),
+        L(e.lanes()),
+        size(int(dtype_size(o.dtype))) {}
+
+  V element(V base, V index) { return e.at(base, index, size); }
+  V steps(V kk) { return bf16 ? e.lshr(e.add(kk, 1), e.i(1)) : kk; }
+
+  // L units of one step from k line `p`; `q` is the next line, null if absent.
+  V units_across(V p, V q, V mask) {
+    if (!bf16) return e.vload(o.dtype, p, mask, L);
+    if (o.dtype == DType::BF16) {
+      V lo = e.zext(e.load_raw(Ty::I16, p, L, 2, mask), Ty::I32);
+      if (!q) return lo;
+      V hi = e.zext(e.load_raw(Ty::I16, q, L, 2, mask), Ty::I32);
+      return e.or_(lo, e.shl(hi, e.i32(16)));
     }
-  });
-}
+    return e.pack_bf16_pair(
+        e.vload(o.dtype, p, mask, L),
+        q ? e.vload(o.dtype, q, mask, L) : e.zero(Ty::F32, L));
+  }
 
-// Anything else: short reductions and doubly strided operands.
-void pack_elements(Emit& e, const MatmulDesc& d, const MatmulPlan& p,
-                   int64_t cols, V src, V dst, V kk) {
-  const int64_t size = dtype_size(d.b.dtype);
-  e.loop(e.i(0), kk, 1, [&](V k) {
-    V s = e.at(src, e.mul(k, d.b.row_stride), size);
-    V t = e.at(dst, e.mul(k, p.panel));
-    e.loop(e.i(0), e.i(cols), 1, [&](V c) {
-      e.store(DType::F32,
-              e.load(d.b.dtype, e.at(s, e.mul(c, d.b.col_stride), size)),
-              e.at(t, c));
+  // L consecutive steps along k, contiguous in memory.
+  V units_along(V p) {
+    if (!bf16) return e.vload(o.dtype, p, nullptr, L);
+    if (o.dtype == DType::BF16) return e.load_raw(Ty::I32, p, L, 2);
+    V lo = e.to_bf16(e.vload(o.dtype, p, nullptr, L));
+    V hi = e.to_bf16(e.vload(o.dtype, element(p, e.i(L)), nullptr, L));
+    return e.revector(e.concat(lo, hi), Ty::I32);
+  }
+
+  // One unit from single elements; `has_second` as in units_across.
+  V unit(V p, V has_second) {
+    if (!bf16) return e.load(o.dtype, p);
+    V lo = e.zext(e.to_bf16(e.load(o.dtype, p)), Ty::I32);
+    V hi = e.if_values(
+        has_second,
+        [&] {
+          V v = e.load(o.dtype, element(p, e.i(along)));
+          return Vs{e.zext(e.to_bf16(v), Ty::I32)};
+        },
+        [&] { return Vs{e.i32(0)}; })[0];
+    return e.or_(lo, e.shl(hi, e.i32(16)));
+  }
+
+  // Lines of constant k are contiguous: copy or interleave them.
+  // for_vectors calls its argument with (column, mask or null).
+  using PutVector = std::function<void(V step, V col, V units)>;
+  using EachVector =
+      std::function<void(const std::function<void(V col, V mask)>&)>;
+  void lines(V src, V kk, const EachVector& each, const PutVector& put) {
+    auto line = [&](V step, V k, bool second) {
+      V p = element(src, e.mul(k, along));
+      V q = second ? element(p, e.i(along)) : nullptr;
+      each([&](V col, V mask) {
+        if (getenv("PD"))
+          e.prefetch(element(element(p, e.i(atoi(getenv("PD")) * along)), col),
+                     3);
+        put(step, col,
+            units_across(element(p, col), q ? element(q, col) : nullptr, mask));
+      });
+    };
+    if (!bf16) return e.loop(e.i(0), kk, 1, [&](V k) { line(k, k, false); });
+    V pairs = e.lshr(kk, e.i(1));
+    e.loop(e.i(0), pairs, 1, [&](V s) { line(s, e.mul(s, 2), true); });
+    e.if_(e.ne(e.and_(kk, e.i(1)), e.i(0)),
+          [&] { line(pairs, e.mul(pairs, 2), false); });
+  }
+
+  // Runs of k are contiguous: transpose lanes x lanes blocks in registers.
+  // The last block overlaps the one before it, so nothing needs a mask.
+  void transposed(V src, V dst, V kk, int64_t pitch, int64_t cols) {
+    V n = steps(kk), last = e.sub(n, e.i(L));
+    e.loop(e.i(0), n, L, [&](V block) {
+      V step = e.min(block, last);
+      V s = element(src, e.mul(step, bf16 ? 2 : 1));
+      V t = e.at(dst, e.mul(step, pitch));
+      for (int64_t g = 0; g < cols; g += L) {
+        Vs rows;
+        for (int64_t c = g; c < g + L; ++c)
+          rows.push_back(c < cols ? units_along(element(s, e.i(c * across)))
+                                  : e.zero(bf16 ? Ty::I32 : Ty::F32, L));
+        rows = e.transpose(rows);
+        for (int r = 0; r < L; ++r)
+          e.store_raw(rows[r], e.at(t, r * pitch + g), 4 * L);
+      }
     });
-  });
+  }
+
+  // Anything: short reductions, odd k, doubly strided operands.
+  void elements(V src, V kk, V cols,
+                const std::function<V(V step, V col)>& place) {
+    e.loop(e.i(0), steps(kk), 1, [&](V step) {
+      V k = bf16 ? e.mul(step, 2) : step;
+      V s = element(src, e.mul(k, along));
+      V second = e.lt(e.add(k, 1), kk);
+      e.loop(e.i(0), cols, 1, [&](V c) {
+        V v = unit(element(s, e.mul(c, across)), second);
+        e.store_raw(v, place(step, c));
+      });
+    });
+  }
+
+  // Contiguous rows converted in place: [row][step]; k even, >= 2 lanes.
+  void rows(V src, V dst, V kk, int64_t pitch, V count) {
+    V n = steps(kk), last = e.sub(n, e.i(L));
+    e.loop(e.i(0), count, 1, [&](V r) {
+      V s = element(src, e.mul(r, across));
+      V t = e.at(dst, e.mul(r, pitch));
+      e.loop(e.i(0), n, L, [&](V block) {
+        V step = e.min(block, last);
+        e.store_raw(units_along(element(s, e.mul(step, 2))), e.at(t, step));
+      });
+    });
+  }
+};
+
+// Elements of the shortest k block, 0 if known only at run time.
+int64_t shortest_k(const MatmulDesc& d, const MatmulPlan& p) {
+  if (d.group == MatmulGroup::Reduction) return 0;
+  return d.k % p.block_k ? d.k % p.block_k : d.k ? p.block_k : 0;
 }
 
 }  // namespace
 
-Fn define_pack(Emit& e, const MatmulDesc& d, const MatmulPlan& p,
-               int64_t cols) {
-  return e.define("pack" + std::to_string(cols), {Ty::Ptr, Ty::Ptr, Ty::I64},
-                  [&](const Vs& a) {
-                    // the shortest k block must hold one transposed block
-                    const int64_t shortest = d.group == MatmulGroup::Reduction
-                                                 ? 0
-                                             : d.k % p.block_k ? d.k % p.block_k
-                                                               : p.block_k;
-                    auto* pack = d.b.col_stride == 1 ? pack_rows
-                                 : d.b.row_stride == 1 && shortest >= e.lanes()
-                                     ? pack_columns
-                                     : pack_elements;
-                    pack(e, d, p, cols, a[0], a[1], a[2]);
-                  });
+Fn define_pack_b(Emit& e, const MatmulDesc& d, const MatmulPlan& p,
+                 int64_t cols) {
+  return e.define(
+      "pack_b" + std::to_string(cols), {Ty::Ptr, Ty::Ptr, Ty::I64},
+      [&](const Vs& a) {
+        Pack pack(e, d.b, d.bf16, false);
+        const int64_t L = e.lanes();
+        if (d.b.col_stride == 1)
+          return pack.lines(
+              a[0], a[2],
+              [&](auto& vector) {
+                for (int64_t c = 0; c < cols; c += L)
+                  vector(e.i(c),
+                         c + L <= cols ? nullptr : e.mask(e.i(cols - c)));
+              },
+              [&](V step, V col, V units) {
+                V to = e.at(e.at(a[1], e.mul(step, p.panel)), col);
+                e.store_raw(units, to, int(4 * L));
+              });
+        const int64_t k = shortest_k(d, p);
+        const bool blocks = d.bf16 ? k >= 2 * L && d.k % 2 == 0 : k >= L;
+        if (d.b.row_stride == 1 && blocks)
+          return pack.transposed(a[0], a[1], a[2], p.panel, cols);
+        pack.elements(a[0], a[2], e.i(cols), [&](V step, V col) {
+          return e.at(e.at(a[1], e.mul(step, p.panel)), col);
+        });
+      });
+}
+
+Fn define_pack_a(Emit& e, const MatmulDesc& d, const MatmulPlan& p) {
+  return e.define(
+      "pack_a", {Ty::Ptr, Ty::Ptr, Ty::I64, Ty::I64}, [&](const Vs& a) {
+        Pack pack(e, d.a, d.bf16, true);
+        const int L = e.lanes();
+        if (p.a == MatmulPlan::A::Rows)
+          return pack.rows(a[0], a[1], a[2], p.a_pitch, a[3]);
+        const int tall = p.heights[0];
+        auto place = [&](V step, V row) {
+          V tile = e.at(a[1], e.mul(e.udiv(row, e.i(tall)), p.a_pitch));
+          return e.at(e.at(tile, e.mul(step, tall)), e.urem(row, e.i(tall)));
+        };
+        if (d.a.row_stride != 1 || L % tall)
+          return pack.elements(a[0], a[2], a[3], place);
+        V whole = e.and_(a[3], e.i(-L));
+        V rest = e.sub(a[3], whole);
+        pack.lines(
+            a[0], a[2],
+            [&](auto& vector) {
+              e.loop(e.i(0), whole, L, [&](V c) { vector(c, nullptr); });
+              e.if_(e.gt(rest, e.i(0)), [&] { vector(whole, e.mask(rest)); });
+            },
+            [&](V step, V row, V units) {
+              for (int r = 0; r < L; r += tall)
+                e.store_raw(e.slice(units, r, tall), place(step, e.add(row, r)),
+                            4 * tall);
+            });
+      });
 }
 
 }  // namespace moec

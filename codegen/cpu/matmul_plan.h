@@ -8,26 +8,35 @@
 
 namespace llvm {
 class Function;
-}
+class Value;
+}  // namespace llvm
 
 namespace moec {
 
+// The reduction advances in steps of 4 bytes an operand: one f32, or with
+// desc.bf16 one pair of bf16 (the last half is 0 if k is odd).
 struct MatmulPlan {
   // Register tile: heights in use, tallest first (each emitted once), and
   // vectors across.
   std::vector<int> heights;
   int vectors = 2;
   int64_t panel = 32;  // columns of a full panel: vectors * lanes
-  // Blocks of one task. Rows of a block are split over tiles of heights[0]
-  // and a remainder of the smaller ones.
+  // Blocks of one task; block_k in elements. Rows of a block are split over
+  // tiles of heights[0] and a remainder of the smaller ones.
   int64_t block_m = 0, block_n = 0, block_k = 0;
   int64_t blocks_m = 1, blocks_n = 1;
   bool split_k = false;   // several k blocks: partial sums in scratch
   bool direct_b = false;  // full panels are read in place, without packing
-  int64_t batch = 1;      // product of the batch dimensions
+  // How A is read: in place, or packed per task as [tile][step][heights[0]]
+  // (Tiles, its layout follows the broadcasts) or as [block_m][step] (Rows,
+  // for f32 operands of a bf16 product whose rows are contiguous).
+  enum class A : uint8_t { Direct, Tiles, Rows };
+  A a = A::Direct;
+  int64_t a_pitch = 0;  // 4-byte units between tiles or rows of packed A
+  int64_t batch = 1;    // product of the batch dimensions
   int64_t batch_per_task = 1;
-  // Scratch layout in bytes.
-  int64_t panel_bytes = 0, partial_offset = 0, scratch_bytes = 0;
+  // Scratch layout in bytes: one panel of B, packed A, partial sums.
+  int64_t a_offset = 0, partial_offset = 0, scratch_bytes = 0;
 };
 
 MatmulPlan plan_matmul(const MatmulDesc&, const Target&);
@@ -35,10 +44,13 @@ MatmulPlan plan_matmul(const MatmulDesc&, const Target&);
 // Writes the kernel's body.
 void emit_matmul(Emit&, const MatmulDesc&, const MatmulPlan&);
 
-// Packs columns of one panel of B: dst[kk][panel] from src (at the panel's
-// first element), f32. `cols` (static) columns exist, the rest become 0.
-// Returns the packing function (src, dst, kk).
-llvm::Function* define_pack(Emit&, const MatmulDesc&, const MatmulPlan&,
-                            int64_t cols);
+// Packs one panel of B: [step][panel] from src (at the panel's first
+// element). `cols` (static) columns exist; what the rest holds is never
+// stored. Returns the function (src, dst, kk).
+llvm::Function* define_pack_b(Emit&, const MatmulDesc&, const MatmulPlan&,
+                              int64_t cols);
+
+// Packs a block of A as the plan says. The function (src, dst, kk, rows).
+llvm::Function* define_pack_a(Emit&, const MatmulDesc&, const MatmulPlan&);
 
 }  // namespace moec

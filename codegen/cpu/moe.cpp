@@ -11,9 +11,8 @@ namespace moec {
 
 namespace {
 
-constexpr std::string_view kNames[] = {"gelu",   "relu",  "silu",
-                                       "swiglu", "geglu", "relu2_glu",
-                                       "gelu_bilinear"};
+constexpr std::string_view kNames[] = {
+    "gelu", "relu", "silu", "swiglu", "geglu", "relu2_glu", "gelu_bilinear"};
 
 }  // namespace
 
@@ -72,8 +71,7 @@ void for_expert_task(Emit& e, const MoeSpec& s, V offsets,
   e.if_(e.lt(found[0], e.i(s.experts)), [&] {
     auto [first, n] = slots(found[0]);
     V skip = e.mul(found[1], kTaskSlots);
-    body({found[0], e.add(first, skip),
-          e.min(e.sub(n, skip), e.i(kTaskSlots)),
+    body({found[0], e.add(first, skip), e.min(e.sub(n, skip), e.i(kTaskSlots)),
           e.add(found[2], e.mul(found[1], kTaskSlots / panel))});
   });
 }
@@ -214,8 +212,7 @@ Unary gelu_parts(Emit& e, V x) {
 
 ActivationGrad activate_grad(Emit& e, MoeActivation a, V gate, V up) {
   auto product = [&](Unary f) {
-    return ActivationGrad{e.mul(f.value, up), e.mul(f.derivative, up),
-                          f.value};
+    return ActivationGrad{e.mul(f.value, up), e.mul(f.derivative, up), f.value};
   };
   auto alone = [&](Unary f) {
     return ActivationGrad{f.value, nullptr, f.derivative};

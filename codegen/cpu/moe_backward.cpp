@@ -50,9 +50,9 @@ struct Hidden {
         for (int i = 0; i < t.rows; ++i) {
           const int64_t up = i * panel, gate = up + s.hidden * panel;
           V da = c[i * t.cols + j];
-          ActivationGrad f = activate_grad(
-              e, s.activation, gated ? load(a[2], gate) : nullptr,
-              load(a[2], up));
+          ActivationGrad f =
+              activate_grad(e, s.activation, gated ? load(a[2], gate) : nullptr,
+                            load(a[2], up));
           dw = e.fma(da, f.value, dw);
           da = e.mul(da, w);
           store(e.mul(f.value, w), a[4], up);
@@ -81,8 +81,8 @@ struct Hidden {
   void start(const ExpertTask& t, V first, V valid, V g, V w, V dw) {
     e.loop(e.i(0), e.i(panel), 1, [&](V lane) {
       V slot = e.add(e.add(t.slot, first), e.min(lane, e.add(valid, -1)));
-      V choice = e.sext(e.load(DType::I32, e.at(buffer(B::Perm), slot)),
-                        Ty::I64);
+      V choice =
+          e.sext(e.load(DType::I32, e.at(buffer(B::Perm), slot)), Ty::I64);
       V weight = e.load(DType::F32, e.at(buffer(B::Weights), choice));
       V exists = e.lt(lane, valid);
       e.store(DType::F32, e.select(exists, weight, e.f(0)), e.at(w, lane));
@@ -125,8 +125,8 @@ struct Hidden {
       V perm = e.at(buffer(B::Perm), e.add(t.slot, first));
       e.call(gather, {buffer(B::Dy), perm, valid, to});
       // both halves: the bias' part of dw reads all lanes
-      e.call(gather, {buffer(B::Dy), e.at(perm, L), e.add(valid, -L),
-                      e.at(to, L)});
+      e.call(gather,
+             {buffer(B::Dy), e.at(perm, L), e.add(valid, -L), e.at(to, L)});
       start(t, first, valid, to, e.at(part(at.w), first),
             e.at(part(at.dw), first));
     });
@@ -145,8 +145,8 @@ struct Hidden {
           V row = e.mul(first, s.hidden_rows());
           V h = e.at(e.at(saved, row), e.mul(at_f, panel));
           V dh = e.at(e.at(dhidden, row), e.mul(at_f, panel));
-          V a = e.at(e.at(activated, e.mul(first, s.hidden)),
-                     e.mul(at_f, panel));
+          V a =
+              e.at(e.at(activated, e.mul(first, s.hidden)), e.mul(at_f, panel));
           V weights = e.at(part(at.w), first), dw = e.at(part(at.dw), first);
           for_lane_tiles(e, valid, [&](LaneTile t, int lane) {
             t.rows = tile_rows;
@@ -323,9 +323,8 @@ struct Weights {
         V row = e.at(g, e.add(e.mul(e.div(slot, e.i(panel)), panel_stride),
                               e.mul(f, panel)));
         for (int j = 0; j < 2; ++j)
-          x[0] = e.add(x[0],
-                       e.vload(DType::F32, e.at(row, j * L),
-                               e.mask(e.sub(n, e.add(slot, j * L)))));
+          x[0] = e.add(x[0], e.vload(DType::F32, e.at(row, j * L),
+                                     e.mask(e.sub(n, e.add(slot, j * L)))));
         return x;
       })[0];
       e.store(DType::F32, e.hsum(sum), e.at(to, f));
@@ -353,8 +352,8 @@ struct Weights {
     ExpertTask t = whole_expert(e, s, buffer(B::Offsets), expert);
     const int64_t panel_stride = p.feature_rows * panel;
     V weight = e.at(buffer(p.weight), e.mul(expert, s.hidden * s.dim));
-    V g0 = e.at(buffer(p.product), e.add(e.mul(t.panel, panel_stride),
-                                         e.i(p.first_row * panel)));
+    V g0 = e.at(buffer(p.product),
+                e.add(e.mul(t.panel, panel_stride), e.i(p.first_row * panel)));
     if (s.bias && !down)
       e.if_(e.eq(column, e.i(0)), [&] {
         row_sums(g0, panel_stride, t.count,
@@ -406,8 +405,8 @@ struct Weights {
         auto tile = [&](V f, int count) {
           V to = e.add(e.mul(e.add(c, j * L), s.hidden), f);
           e.call(sum({count, 1, L}, true, s.hidden * panel, s.hidden),
-                 {e.at(g, e.mul(f, panel)), e.at(r, j * L), e.at(weight, to),
-                  n, columns, first});
+                 {e.at(g, e.mul(f, panel)), e.at(r, j * L), e.at(weight, to), n,
+                  columns, first});
         };
         const int64_t whole = s.hidden / L * L;
         e.loop(e.i(0), e.i(whole), L, [&](V f) { tile(f, L); });
@@ -450,9 +449,9 @@ std::vector<MoeLaunch> moe_backward(const MoeSpec& s, const Target& target) {
   };
 
   MoeLaunch weights;
-  weights.buffers = {B::X,       B::Dy,        B::Offsets,   B::Perm,
-                     B::DHidden, B::Activated, B::SlotWeights, B::DUp,
-                     B::DGate,   B::DDown,     B::DBiasUp,   B::DBiasGate,
+  weights.buffers = {B::X,        B::Dy,        B::Offsets,     B::Perm,
+                     B::DHidden,  B::Activated, B::SlotWeights, B::DUp,
+                     B::DGate,    B::DDown,     B::DBiasUp,     B::DBiasGate,
                      B::DBiasDown};
   const int64_t panel = panel_lanes(target), block = 2 * panel;
   weights.spec.key = moe_key("moe weights_grad", s);
@@ -462,8 +461,7 @@ std::vector<MoeLaunch> moe_backward(const MoeSpec& s, const Target& target) {
   weights.spec.flops = product * double(s.hidden_rows() + s.hidden);
   weights.spec.bytes =
       4.0 * (double(s.experts * s.dim) * double(s.hidden_rows() + s.hidden) +
-             1.5 * double(s.saved()) +
-             double(s.slots()) * double(2 * s.dim));
+             1.5 * double(s.saved()) + double(s.slots()) * double(2 * s.dim));
   weights.spec.emit = [s, list = weights.buffers](Emit& e) {
     Weights{e, s, {e, list}}.kernel();
   };

@@ -27,8 +27,8 @@ struct Forward {
   // up(W_up, W_gate, b_up, b_gate, Xt, H, A, next_up, next_gate, stride): a
   // tile of features of A, its pre-activations saved in H
   Fn up(LaneTile t, int n) {
-    std::string name = "up" + std::to_string(n) + "_" +
-                       std::to_string(t.cols * t.width);
+    std::string name =
+        "up" + std::to_string(n) + "_" + std::to_string(t.cols * t.width);
     std::vector<Ty> params(9, Ty::Ptr);
     params.push_back(Ty::I64);
     return e.define(name, params, [&, t, n](const Vs& a) mutable {
@@ -39,8 +39,8 @@ struct Forward {
       if (s.bias)
         for (int i = 0; i < t.rows; ++i)
           for (int j = 0; j < t.cols; ++j)
-            c[i * t.cols + j] = e.splat(
-                e.load(DType::F32, e.at(a[2 + i / n], i % n)), t.width);
+            c[i * t.cols + j] =
+                e.splat(e.load(DType::F32, e.at(a[2 + i / n], i % n)), t.width);
       c = tile_product(e, t, c, w, a[4], panel, e.i(s.dim), nullptr,
                        {{a[7], a[9]}, {a[8], a[9]}});
       for (int i = 0; i < n; ++i)
@@ -52,8 +52,7 @@ struct Forward {
             e.vstore(DType::F32, g, e.at(a[5], s.hidden * panel + to));
           }
           e.vstore(DType::F32, u, e.at(a[5], to));
-          e.vstore(DType::F32, activate(e, s.activation, g, u),
-                   e.at(a[6], to));
+          e.vstore(DType::F32, activate(e, s.activation, g, u), e.at(a[6], to));
         }
     });
   }
@@ -103,8 +102,8 @@ struct Forward {
       V perm = e.at(buffer(B::Perm), e.add(t.slot, first));
       e.call(gather, {buffer(B::X), perm, valid, to});
       e.if_(e.gt(valid, e.i(L)), [&] {
-        e.call(gather, {buffer(B::X), e.at(perm, L), e.add(valid, -L),
-                        e.at(to, L)});
+        e.call(gather,
+               {buffer(B::X), e.at(perm, L), e.add(valid, -L), e.at(to, L)});
       });
       start(e.at(part(at.y), e.mul(first, s.dim)), t.expert);
     });
@@ -122,10 +121,10 @@ struct Forward {
         V odd = e.eq(e.rem(e.div(i, e.i(features)), e.i(2)), e.i(1));
         V w2 = e.add(f, e.mul(line, 16));
         V next_up = e.select(odd, e.at(w_down, w2), e.at(w_up, ahead));
-        V next_gate = e.select(
-            odd, e.at(w_down, e.add(w2, s.dim / 2 * s.hidden)),
-            gated ? e.at(w_gate, ahead)
-                  : e.at(w_up, e.add(ahead, s.dim * features / 2)));
+        V next_gate =
+            e.select(odd, e.at(w_down, e.add(w2, s.dim / 2 * s.hidden)),
+                     gated ? e.at(w_gate, ahead)
+                           : e.at(w_up, e.add(ahead, s.dim * features / 2)));
         V stride = e.select(odd, e.i(s.hidden), e.i(16));
         for_panels([&](V first, V valid) {
           V x = e.at(part(at.x), e.mul(first, s.dim));
@@ -183,10 +182,9 @@ std::vector<MoeLaunch> moe_forward(const MoeSpec& s, const Target&) {
   l.spec.scratch_bytes = 4 * Layout(s).end;
   l.spec.flops = 2.0 * double(s.slots()) * double(s.dim) *
                  double(s.hidden_rows() + s.hidden);
-  l.spec.bytes = 4.0 * (double(s.experts * s.dim) *
-                            double(s.hidden_rows() + s.hidden) +
-                        double(s.slots()) * double(2 * s.dim) +
-                        double(s.saved()));
+  l.spec.bytes =
+      4.0 * (double(s.experts * s.dim) * double(s.hidden_rows() + s.hidden) +
+             double(s.slots()) * double(2 * s.dim) + double(s.saved()));
   l.spec.emit = [s, list = l.buffers](Emit& e) {
     Forward f{e, s, {e, list}};
     for_expert_task(e, s, f.buffer(B::Offsets),

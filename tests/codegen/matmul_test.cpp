@@ -167,6 +167,41 @@ TEST_CASE("exact tiles, empty reductions, empty outputs") {
   }
 }
 
+// bf16 products against double on the rounded operands: a f32 operand counts
+// as rounded to bf16. Outputs in f32 show the accumulation's own error.
+TEST_CASE("bf16 pairs, every operand dtype and form, odd sizes") {
+  for (const Target& t : test_targets()) {
+    KernelLibrary lib(t, "");
+    Random r{21};
+    for (int round = 0; round < 24; ++round) {
+      const bool ta = round & 1, tb = round & 2;
+      const DType types[] = {DType::BF16, DType::F32};
+      int64_t m = r.size(1, 80), n = r.size(1, 150), k = r.size(1, 90);
+      if (round >= 16) k = 2 * k + 40;
+      if (round >= 20) k += 2100;  // several k blocks
+      Case c = plain_case(r, m, n, k, ta, tb, DType::BF16);
+      c.desc.a.dtype = types[round / 4 % 2];
+      c.desc.b.dtype = types[round / 8 % 2];
+      c.desc.outputs[0].dtype = DType::F32;
+      c.buffers = {Buffer(m * k, c.desc.a.dtype), Buffer(k * n, c.desc.b.dtype),
+                   Buffer(m * n, DType::F32)};
+      for (Buffer& b : c.buffers) b.fill(r);
+      launch(lib, c);
+      for (int x : {0, 1})
+        for (int64_t i = 0; i < (x ? k * n : m * k); ++i)
+          c.buffers[x].set(
+              i, bf16_to_f32(f32_to_bf16(float(c.buffers[x].get(i)))));
+      CAPTURE(t.level);
+      CAPTURE(m);
+      CAPTURE(n);
+      CAPTURE(k);
+      CAPTURE(round);
+      CHECK(plain_error(c, c.buffers[2]) < 3e-5);
+      for (Buffer& b : c.buffers) CHECK(b.guards_intact());
+    }
+  }
+}
+
 TEST_CASE("batches broadcast, strides are free") {
   // out[b, h] = q[b, :, h, :] k[b, :, h/2, :]^T, as attention with two heads
   // sharing one key head, straight from [B, S, H, D]
@@ -286,31 +321,36 @@ TEST_CASE("rows and reductions grouped by expert, empty experts") {
         REQUIRE(c.buffers[2].get(i) == before.get(i));
     }
     // dW[e] = dY^T X over the expert's rows
-    Random r{12};
-    Case c;
-    const int64_t out = 35, in = 21;
-    c.desc = plain_matmul(out, in, S, true, false);
-    c.buffers = {Buffer(S * out, DType::F32), Buffer(S * in, DType::F32),
-                 Buffer(E * out * in, DType::F32)};
-    for (Buffer& b : c.buffers) b.fill(r);
-    c.offsets = offsets;
-    c.desc.group = MatmulGroup::Reduction;
-    c.desc.experts = E;
-    c.desc.offsets_buffer = 3;
-    c.desc.outputs[0].group_stride = out * in;
-    launch(lib, c);
-    double worst = 0;
-    for (int64_t e = 0; e < E; ++e)
-      for (int64_t i = 0; i < out; ++i)
-        for (int64_t j = 0; j < in; ++j) {
-          double sum = 0;
-          for (int64_t s = offsets[e]; s < offsets[e + 1]; ++s)
-            sum += c.buffers[0].get(s * out + i) * c.buffers[1].get(s * in + j);
-          worst = std::max(
-              worst, error_of(c.buffers[2].get((e * out + i) * in + j), sum));
-        }
-    CHECK(worst < 1e-5);
-    for (Buffer& b : c.buffers) CHECK(b.guards_intact());
+    for (DType dtype : {DType::F32, DType::BF16}) {
+      Random r{12};
+      Case c;
+      const int64_t out = 35, in = 21;
+      c.desc = plain_matmul(out, in, S, true, false);
+      c.buffers = {Buffer(S * out, dtype), Buffer(S * in, dtype),
+                   Buffer(E * out * in, DType::F32)};
+      c.desc.a.dtype = c.desc.b.dtype = dtype;
+      c.desc.bf16 = dtype == DType::BF16;
+      for (Buffer& b : c.buffers) b.fill(r);
+      c.offsets = offsets;
+      c.desc.group = MatmulGroup::Reduction;
+      c.desc.experts = E;
+      c.desc.offsets_buffer = 3;
+      c.desc.outputs[0].group_stride = out * in;
+      launch(lib, c);
+      double worst = 0;
+      for (int64_t e = 0; e < E; ++e)
+        for (int64_t i = 0; i < out; ++i)
+          for (int64_t j = 0; j < in; ++j) {
+            double sum = 0;
+            for (int64_t s = offsets[e]; s < offsets[e + 1]; ++s)
+              sum +=
+                  c.buffers[0].get(s * out + i) * c.buffers[1].get(s * in + j);
+            worst = std::max(
+                worst, error_of(c.buffers[2].get((e * out + i) * in + j), sum));
+          }
+      CHECK(worst < 1e-5);
+      for (Buffer& b : c.buffers) CHECK(b.guards_intact());
+    }
   }
 }
 
