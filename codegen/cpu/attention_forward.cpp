@@ -1,4 +1,7 @@
 #include "codegen/cpu/attention_emit.h"
+
+#include <cmath>
+
 #include "support/error.h"
 
 namespace moec {
