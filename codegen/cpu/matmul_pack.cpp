@@ -77,9 +77,7 @@ struct Pack {
       V p = element(src, e.mul(k, along));
       V q = second ? element(p, e.i(along)) : nullptr;
       each([&](V col, V mask) {
-        if (getenv("PD"))
-          e.prefetch(element(element(p, e.i(atoi(getenv("PD")) * along)), col),
-                     3);
+        e.prefetch(element(element(p, e.i(kAhead * along)), col));
         put(step, col,
             units_across(element(p, col), q ? element(q, col) : nullptr, mask));
       });
