@@ -18,8 +18,7 @@ Format format_of(const std::string& path) {
   if (p.ends_with(".tiktoken")) return Format::Tiktoken;
   if (p.ends_with(".model")) return Format::Minbpe;
   if (p.ends_with(".seed")) return Format::Seed;
-  if (std::filesystem::path(p).has_extension() &&
-      !std::filesystem::is_directory(p))
+  if (std::filesystem::is_regular_file(p))
     usage_error(
         "{}: the name says no tokenizer format; use *.json, *.tiktoken, "
         "*.model, a folder, or a folder *.seed",

@@ -62,6 +62,10 @@ int64_t Tokenizer::vocab_size() const {
   return int64_t(impl_->model.bytes.size());
 }
 
+bool Tokenizer::has(uint32_t id) const {
+  return id < impl_->model.bytes.size() && !impl_->model.bytes[id].empty();
+}
+
 std::string_view Tokenizer::token_bytes(uint32_t id) const {
   return impl_->token(id);
 }

@@ -49,6 +49,7 @@ class Tokenizer {
 
   // One more than the largest id.
   int64_t vocab_size() const;
+  bool has(uint32_t id) const;
   // The bytes of one token; UserError for an id that is none.
   std::string_view token_bytes(uint32_t id) const;
   // The id of an added or ordinary token with exactly these bytes, or -1.

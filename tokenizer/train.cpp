@@ -1,16 +1,14 @@
 #include "tokenizer/train.h"
 
-#include <sys/stat.h>
-
 #include <algorithm>
+#include <charconv>
 #include <numeric>
-#include <unordered_map>
 
 #include "support/error.h"
-#include "support/file.h"
 #include "tokenizer/byte_alphabet.h"
 #include "tokenizer/merge_loop.h"
 #include "tokenizer/pattern.h"
+#include "tokenizer/text_file.h"
 
 namespace moec {
 namespace {
@@ -111,23 +109,33 @@ Tie parse_tie(std::string_view name) {
 
 Tokenizer train_bpe_files(const std::vector<std::string>& paths,
                           const TrainOptions& options) {
-  std::vector<MappedFile> maps;
-  std::vector<std::string> read;
-  read.reserve(paths.size());
+  std::vector<TextFile> files;
+  files.reserve(paths.size());
   std::vector<std::string_view> texts;
-  for (const std::string& path : paths) {
-    struct stat info{};
-    // A pipe cannot be mapped.
-    if (stat(path.c_str(), &info) == 0 && !S_ISREG(info.st_mode))
-      texts.push_back(read.emplace_back(read_file(path)));
-    else
-      texts.push_back(maps.emplace_back(path).text());
-  }
+  for (const std::string& path : paths)
+    texts.push_back(files.emplace_back(path).text());
   return train(texts, options);
 }
 
 Tokenizer train_bpe(std::string_view text, const TrainOptions& options) {
   return train({text}, options);
+}
+
+Tokenizer make_tokenizer(const std::string& spec, std::string_view text,
+                         int threads) {
+  if (spec == "char") return Tokenizer::chars(text);
+  if (spec == "bytes") return Tokenizer::bytes();
+  if (!spec.starts_with("bpe:")) return Tokenizer::load(spec);
+  TrainOptions o;
+  o.threads = threads;
+  const char *begin = spec.data() + 4, *end = spec.data() + spec.size();
+  auto [p, error] = std::from_chars(begin, end, o.vocab);
+  if (error != std::errc() || p != end || o.vocab < 256)
+    usage_error(
+        "there is no tokenizer \"{}\"; use char, bytes, bpe:N with N of at "
+        "least 256, or a file",
+        spec);
+  return train_bpe(text, o);
 }
 
 }  // namespace moec

@@ -55,4 +55,9 @@ Tokenizer train_bpe_files(const std::vector<std::string>& paths,
                           const TrainOptions& options);
 Tokenizer train_bpe(std::string_view text, const TrainOptions& options);
 
+// What the config key data.tokenizer asks for: "char" and "bpe:N" learn from
+// the text, "bytes" needs none, anything else is a file to load.
+Tokenizer make_tokenizer(const std::string& spec, std::string_view text,
+                         int threads);
+
 }  // namespace moec

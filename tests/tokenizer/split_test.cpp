@@ -1,5 +1,7 @@
 #include "tokenizer/split.h"
 
+#include <algorithm>
+
 #include "support/error.h"
 #include "tests/test.h"
 #include "tests/tokenizer/sample_text.h"
