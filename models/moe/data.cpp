@@ -4,6 +4,7 @@
 #include "support/cpu.h"
 #include "support/error.h"
 #include "support/file.h"
+#include "tokenizer/train.h"
 
 namespace moec::moe {
 namespace {
@@ -38,10 +39,7 @@ std::string read_text(const std::string& path) {
 }
 
 Tokenizer make_tokenizer(const Config& config, const std::string& text) {
-  auto& kind = config.data.tokenizer;
-  if (kind == "char") return Tokenizer::chars(text);
-  if (kind == "bytes") return Tokenizer::bytes();
-  return Tokenizer::load(kind);
+  return moec::make_tokenizer(config.data.tokenizer, text, available_cores());
 }
 
 void resolve_vocab(Config& config, const Tokenizer& tokenizer) {
