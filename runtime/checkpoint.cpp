@@ -225,10 +225,13 @@ void prune_checkpoints(const fs::path& run, int64_t keep) {
     } catch (const UserError&) {
       // Not whole: it takes no place among those kept, and stays for a look.
     }
+  // Of equals the oldest: later ones may only repeat its evaluation.
+  auto rank = [](const Checkpoint& c) {
+    return std::pair(c.val_loss.value_or(INFINITY), c.step);
+  };
   auto best =
-      std::min_element(valid.begin(), valid.end(), [](auto& a, auto& b) {
-        return a.val_loss.value_or(INFINITY) < b.val_loss.value_or(INFINITY);
-      });
+      std::min_element(valid.begin(), valid.end(),
+                       [&](auto& a, auto& b) { return rank(a) < rank(b); });
   for (size_t i = size_t(keep); i < valid.size(); ++i) {
     if (valid.begin() + ptrdiff_t(i) == best && best->val_loss) continue;
     // Renamed first: a folder named step-N is whole or not there.

@@ -1,5 +1,6 @@
 #include "runtime/safetensors.h"
 
+#include <algorithm>
 #include <cstring>
 #include <fstream>
 #include <functional>

@@ -1,7 +1,7 @@
 #include "runtime/token_source.h"
 
+#include <algorithm>
 #include <csignal>
-
 #include <functional>
 #include <map>
 #include <numeric>
