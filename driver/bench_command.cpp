@@ -3,6 +3,7 @@
 #include <nlohmann/json.hpp>
 
 #include "codegen/cpu/jit.h"
+#include "codegen/cpu/matmul_bench.h"
 #include "codegen/cpu/peak.h"
 #include "driver/commands.h"
 #include "driver/common.h"
@@ -79,6 +80,50 @@ void add_peak(CLI::App& bench) {
   c->callback([json] { run_peak(*json); });
 }
 
+struct OpsOptions {
+  std::string dtype = "f32", only;
+  double seconds = 0.2;
+  bool json = false;
+};
+
+void run_ops(const OpsOptions& o) {
+  KernelLibrary library(host_target());
+  auto all = nlohmann::ordered_json::array();
+  if (!o.json)
+    fmt::print("matmul, one thread; share of the {} peak of the same run\n",
+               o.dtype);
+  for (const MatmulShape& shape : bench_matmul_shapes(o.dtype == "bf16")) {
+    if (matmul_name(shape).find(o.only) == std::string::npos) continue;
+    MatmulRow r = bench_matmul(library, shape, o.seconds);
+    if (o.json) {
+      all.push_back({{"name", r.name},
+                     {"gflops", r.gflops},
+                     {"peak_fraction", r.share},
+                     {"tasks", r.tasks},
+                     {"task_us", r.task_us}});
+      continue;
+    }
+    fmt::print("{:28} {:7.1f} GFLOP/s {:5.1f} %  {:4} tasks of {:.1f} us\n",
+               r.name, r.gflops, 100 * r.share, r.tasks, r.task_us);
+  }
+  if (o.json)
+    fmt::print(
+        "{}\n",
+        nlohmann::ordered_json{{"dtype", o.dtype}, {"matmul", all}}.dump());
+}
+
+void add_ops(CLI::App& bench) {
+  auto o = std::make_shared<OpsOptions>();
+  auto* c = bench.add_subcommand("ops", "Matrix products by shape and form");
+  c->add_option("--dtype", o->dtype, "f32 or bf16")
+      ->check(CLI::IsMember({"f32", "bf16"}));
+  c->add_option("--only", o->only, "Shapes whose name contains this");
+  c->add_option("--seconds", o->seconds, "Time spent on each shape")
+      ->check(CLI::Range(0.0, 600.0));
+  c->add_flag("--json", o->json, "One JSON object as the last line of stdout");
+  c->callback([o] { run_ops(*o); });
+}
+
 }  // namespace
 
 void add_bench_command(CLI::App& app) {
@@ -86,6 +131,7 @@ void add_bench_command(CLI::App& app) {
   bench->require_subcommand(1);
   add_train(*bench);
   add_peak(*bench);
+  add_ops(*bench);
 }
 
 }  // namespace moec

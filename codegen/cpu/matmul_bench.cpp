@@ -49,15 +49,15 @@ std::vector<std::byte> filled(int64_t elements, bool bf16) {
   return v;
 }
 
-std::string name_of(const MatmulShape& s) {
+}  // namespace
+
+std::string matmul_name(const MatmulShape& s) {
   std::string n = fmt::format("{}x{}x{} {}{}", s.m, s.n, s.k,
                               s.trans_a ? 'T' : 'N', s.trans_b ? 'T' : 'N');
   if (s.batch > 1) n += fmt::format(" *{}", s.batch);
   if (s.experts) n += fmt::format(" E{}", s.experts);
   return n + (s.bf16 ? " bf16" : "");
 }
-
-}  // namespace
 
 std::vector<MatmulShape> bench_matmul_shapes(bool bf16) {
   std::vector<MatmulShape> all;
@@ -135,10 +135,10 @@ MatmulRow bench_matmul(KernelLibrary& lib, const MatmulShape& s,
   double total = 0;
   for (double b : best) total += b;
   MatmulRow r;
-  r.name = name_of(s);
+  r.name = matmul_name(s);
   r.gflops = spec.flops / total * 1e-9;
   r.share = spec.flops / total / peak;
-  r.tasks = double(spec.tasks);
+  r.tasks = spec.tasks;
   r.task_us = total / double(spec.tasks) * 1e6;
   return r;
 }

@@ -13,7 +13,7 @@ struct MatmulRow {
   std::string name;    // "512x512x512 NT"
   double gflops = 0;   // one thread, best of several
   double share = 0;    // of the peak of the operands' dtype
-  double tasks = 0;    // tasks of the launch
+  int64_t tasks = 0;   // tasks of the launch
   double task_us = 0;  // mean time of a task
 };
 
@@ -24,6 +24,8 @@ struct MatmulShape {
   int64_t experts = 0;  // > 0: rows (or, with trans_a, the reduction) grouped
   bool bf16 = false;
 };
+
+std::string matmul_name(const MatmulShape&);
 
 // The shapes `moec bench ops` shows.
 std::vector<MatmulShape> bench_matmul_shapes(bool bf16);
