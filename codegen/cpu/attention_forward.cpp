@@ -1,3 +1,5 @@
+#include <cmath>
+
 #include "codegen/cpu/attention_emit.h"
 
 #include <cmath>

@@ -1,0 +1,97 @@
+#include "codegen/cpu/cross_entropy.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "codegen/cpu/cross_entropy_emit.h"
+
+namespace moec {
+
+namespace {
+
+using B = CrossEntropyBuffer;
+
+constexpr int64_t kLogitsBytes = 12 << 20;  // aimed at; a share of L3
+
+const char* mode_name(CrossEntropyMode m) {
+  switch (m) {
+    case CrossEntropyMode::Loss: return "loss";
+    case CrossEntropyMode::Grad: return "grad";
+    case CrossEntropyMode::Both: return "both";
+  }
+  return "";
+}
+
+}  // namespace
+
+int64_t CrossEntropySpec::chunk() const {
+  int64_t fits = kLogitsBytes / (4 * vocab) / 64 * 64;
+  return std::min(tokens, std::clamp<int64_t>(fits, 128, 1024));
+}
+
+CrossEntropyPlan cross_entropy_plan(const CrossEntropySpec& s,
+                                    const Target& target) {
+  const int64_t panel = panel_lanes(target);
+  const int64_t chunk = s.chunk();
+  const bool grads = s.mode != CrossEntropyMode::Loss;
+  CrossEntropyPlan plan;
+  CrossEntropyChunk first(s, chunk, panel);
+  if (grads) plan.logits_bytes = 4 * first.padded() * s.vocab;
+  plan.xt_bytes = 4 * first.padded() * s.dim;
+  plan.stats_bytes = 4 * first.stats_size();
+
+  for (int64_t t0 = 0; t0 < s.tokens; t0 += chunk) {
+    const CrossEntropyChunk c(s, std::min(chunk, s.tokens - t0), panel);
+    const double product = 2.0 * double(c.count) * double(s.vocab * s.dim);
+    const double weights = 4.0 * double(s.vocab * s.dim);
+    const double logits = 4.0 * double(c.count * s.vocab);
+    auto add = [&](const char* phase, std::vector<B> buffers, int64_t tasks,
+                   int64_t scratch, double products, double bytes,
+                   std::function<void(Emit&)> emit) {
+      CrossEntropyLaunch l;
+      l.spec.key = fmt::format("cross_entropy {} {} f32 t{} v{} d{}{}",
+                               mode_name(s.mode), phase, c.count, s.vocab,
+                               s.dim, s.bias ? " bias" : "");
+      l.spec.tasks = tasks;
+      l.spec.scratch_bytes = scratch;
+      l.spec.flops = products * product;
+      l.spec.bytes = bytes;
+      l.spec.emit = std::move(emit);
+      for (B b : buffers) {
+        bool row = b == B::Targets || b == B::Dloss || b == B::Loss ||
+                   b == B::Lse;
+        bool matrix = b == B::X || b == B::Dx;
+        l.offsets.push_back(row ? 4 * t0 : matrix ? 4 * t0 * s.dim : 0);
+      }
+      l.buffers = std::move(buffers);
+      plan.launches.push_back(std::move(l));
+    };
+    add("pack", {B::X, B::Xt}, c.panels(), 0, 0,
+        8.0 * double(c.count * s.dim),
+        [c](Emit& e) { emit_cross_entropy_pack(e, c); });
+    if (s.mode == CrossEntropyMode::Grad)
+      add("rows", {B::Targets, B::Dloss, B::Lse, B::Stats}, 1, 0, 0,
+          12.0 * double(c.count),
+          [c](Emit& e) { emit_cross_entropy_rows(e, c); });
+    add("logits", {B::W, B::Bias, B::Targets, B::Xt, B::Stats, B::Logits},
+        c.blocks(), grads ? 0 : 4 * c.padded() * c.block, 1, weights + logits,
+        [c](Emit& e) { emit_cross_entropy_logits(e, c); });
+    if (s.mode != CrossEntropyMode::Grad)
+      add("lse", {B::Targets, B::Stats, B::Loss, B::Lse, B::Dloss},
+          c.panels(), 0, 0, 8.0 * double(c.blocks() * c.count),
+          [c](Emit& e) { emit_cross_entropy_lse(e, c); });
+    if (!grads) continue;
+    const bool first_chunk = t0 == 0;
+    add(first_chunk ? "dw first" : "dw",
+        {B::X, B::Targets, B::Stats, B::Logits, B::Dw, B::Dbias}, c.blocks(),
+        0, 1, 2 * logits + 2 * weights, [c, first_chunk](Emit& e) {
+          emit_cross_entropy_dw(e, c, first_chunk);
+        });
+    add("dx", {B::W, B::Logits, B::Xt, B::Dx}, c.dx_tasks(), 0, 1,
+        logits + weights, [c](Emit& e) { emit_cross_entropy_dx(e, c); });
+  }
+  return plan;
+}
+
+}  // namespace moec

@@ -1,0 +1,53 @@
+// The output projection and its cross entropy in chunks of tokens, on f32: the
+// [tokens, vocab] logits never exist at once. Tokens stand in the vector
+// lanes and W is broadcast from its plain layout, so logits^T, dlogits^T in
+// place, dW += dlogits^T X and dX^T = W^T dlogits^T run from the same two
+// buffers, and each logit is exponentiated once.
+#pragma once
+#include <cstdint>
+#include <vector>
+
+#include "codegen/cpu/kernel.h"
+#include "codegen/cpu/target.h"
+
+namespace moec {
+
+enum class CrossEntropyMode : uint8_t {
+  Loss,  // loss and lse
+  Grad,  // gradients, from lse and dloss
+  Both,  // loss, lse and gradients, from dloss
+};
+
+struct CrossEntropySpec {
+  int64_t tokens = 1, vocab = 1, dim = 1;
+  bool bias = false;
+  CrossEntropyMode mode = CrossEntropyMode::Both;
+
+  int64_t chunk() const;  // tokens of which logits exist at a time
+};
+
+enum class CrossEntropyBuffer : uint8_t {
+  X,        // [tokens, dim]
+  W,        // [vocab, dim]
+  Targets,  // i32 [tokens], -1: ignored
+  Bias,     // [vocab]; any buffer if there is none
+  Dloss, Loss, Lse,  // [tokens]
+  Dx, Dw, Dbias,
+  // Workspaces for one chunk.
+  Logits, Xt, Stats,
+};
+
+struct CrossEntropyLaunch {
+  KernelSpec spec;
+  std::vector<CrossEntropyBuffer> buffers;
+  std::vector<int64_t> offsets;  // bytes into each
+};
+
+struct CrossEntropyPlan {
+  std::vector<CrossEntropyLaunch> launches;
+  int64_t logits_bytes = 0, xt_bytes = 0, stats_bytes = 0;
+};
+
+CrossEntropyPlan cross_entropy_plan(const CrossEntropySpec&, const Target&);
+
+}  // namespace moec
