@@ -56,7 +56,7 @@ Executable::Executable(std::shared_ptr<const Program> program, ThreadPool& pool,
       };
       bool good =
           r.space == Space::Arena
-              ? r.offset >= 0 && r.offset % 64 == 0 && r.offset <= p.arena_bytes
+              ? r.offset >= 0 && r.offset % 4 == 0 && r.offset <= p.arena_bytes
           : r.space == Space::Input  ? below(p.inputs.size())
           : r.space == Space::Output ? below(p.outputs.size())
                                      : below(p.constants.size());

@@ -44,6 +44,7 @@ const Table& table() {
     x[int(Op::Route)] = lower_route;
     x[int(Op::GlobalNorm)] = lower_global_norm;
     x[int(Op::AdamW)] = lower_adamw;
+    x[int(Op::Attention)] = x[int(Op::AttentionGrad)] = lower_attention;
     x[int(Op::Matmul)] = lower_matmul;
     x[int(Op::GroupedMatmul)] = lower_grouped_matmul;
     x[int(Op::GroupedMatmulDw)] = lower_grouped_matmul_dw;
@@ -62,6 +63,8 @@ bool cpu_supports(const Node& n) {
     if (v.type().dtype == DType::F64) return false;
   for (const Type& t : n.types())
     if (t.dtype == DType::F64) return false;
+  if (n.op() == Op::Attention || n.op() == Op::AttentionGrad)
+    return attention_supported(n);
   return true;
 }
 

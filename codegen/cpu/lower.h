@@ -38,4 +38,7 @@ bool cpu_supports(const Node&);
 
 Lowered lower_cpu(const Node&, const Target&);
 
+// Copies `bytes` from buffer 0 to buffer 1.
+KernelSpec copy_kernel(i64 bytes);
+
 }  // namespace moec

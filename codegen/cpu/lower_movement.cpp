@@ -160,6 +160,27 @@ KernelSpec tile_kernel(Tiles t) {
 
 }  // namespace
 
+KernelSpec copy_kernel(i64 bytes) {
+  constexpr i64 kPerTask = 512 << 10;
+  KernelSpec k;
+  k.key = fmt::format("copy {} bytes", bytes);
+  k.tasks = (bytes + kPerTask - 1) / kPerTask;
+  k.bytes = 2.0 * double(bytes);
+  k.emit = [=](Emit& e) {
+    const int w = 4 * e.lanes();
+    V first = e.mul(e.task(), kPerTask);
+    V end = e.min(e.add(first, kPerTask), e.i(bytes));
+    V whole = e.add(first, e.and_(e.sub(end, first), e.i(-i64(w))));
+    auto move = [&](V at, int width) {
+      V from = e.at(e.buffer(0), at, 1), to = e.at(e.buffer(1), at, 1);
+      e.store_raw(e.load_raw(Ty::I8, from, width, 1), to, 1);
+    };
+    e.loop(first, whole, w, [&](V at) { move(at, w); });
+    e.loop(whole, end, 1, [&](V at) { move(at, -1); });
+  };
+  return k;
+}
+
 Lowered lower_reshape(const Node& n, const Target& t) {
   const Type& x = n.type();
   RowLowering l(n, t);

@@ -51,6 +51,8 @@ Lowered lower_capacity_keep(const Node&, const Target&);
 Lowered lower_route(const Node&, const Target&);
 Lowered lower_global_norm(const Node&, const Target&);
 Lowered lower_adamw(const Node&, const Target&);
+Lowered lower_attention(const Node&, const Target&);
+bool attention_supported(const Node&);
 Lowered lower_matmul(const Node&, const Target&);
 Lowered lower_grouped_matmul(const Node&, const Target&);
 Lowered lower_grouped_matmul_dw(const Node&, const Target&);

@@ -1,0 +1,56 @@
+// Attention ops as the flash kernels of attention.h.
+#include <algorithm>
+
+#include "codegen/cpu/attention.h"
+#include "codegen/cpu/lowerings.h"
+
+namespace moec {
+namespace {
+
+AttentionSpec spec_of(const Node& n) {
+  const Type &q = n.operand(0).type(), &k = n.operand(1).type(),
+             &v = n.operand(2).type();
+  AttentionSpec s;
+  s.batch = q.dims[0];
+  s.heads = q.dims[1];
+  s.kv_heads = k.dims[1];
+  s.q_len = q.dims[2];
+  s.k_len = k.dims[2];
+  s.dim = q.dims[3];
+  s.value_dim = v.dims[3];
+  s.causal = n.b("causal");
+  s.window = n.i("window");
+  s.scale = n.f("scale");
+  s.dropout = n.f("dropout");
+  s.stream = n.i("stream");
+  s.set_layout(false);
+  return s;
+}
+
+}  // namespace
+
+bool attention_supported(const Node& n) {
+  for (Value v : n.operands())
+    if (v.type().dtype != DType::F32 && v.type().dtype != DType::U32)
+      return false;
+  AttentionSpec s = spec_of(n);
+  return s.window == 0 || s.causal;
+}
+
+Lowered lower_attention(const Node& n, const Target& t) {
+  AttentionSpec s = spec_of(n);
+  bool backward = n.op() == Op::AttentionGrad;
+  int fixed = backward ? 6 : 3;
+  LoweredLaunch l;
+  l.spec = backward ? attention_backward(s, t) : attention_forward(s, t);
+  for (int i = 0; i < fixed; ++i) l.buffers.push_back(i);
+  // A key without dropout is not read.
+  if (s.dropout > 0) l.buffers.push_back(fixed);
+  for (int r = 0; r < n.num_results(); ++r)
+    l.buffers.push_back(n.num_operands() + r);
+  Lowered out;
+  out.launches.push_back(std::move(l));
+  return out;
+}
+
+}  // namespace moec
