@@ -1,9 +1,7 @@
 // softmax(mask(scale Q K^T)) V -> attention: the scores are never stored.
 //
 // Heads may be any batch dimensions, shared keys a dimension of size 1 beside
-// one of Q ([B,Hkv,G,T,D] against [B,Hkv,1,T,D]). Heads that are split by a
-// transpose [B,T,H,D] -> [B,H,T,D] stay where they are: the op reads and
-// writes that layout itself, and the transposes go.
+// one of Q ([B,Hkv,G,T,D] against [B,Hkv,1,T,D]).
 #include "ir/builder.h"
 #include "ir/match.h"
 #include "passes/pass.h"
@@ -77,54 +75,16 @@ Value four_dims(Builder& b, Value v, i64 batch, i64 heads) {
   return b.reshape(v, d);
 }
 
-bool swaps_heads(const Node& n) {
-  return n.op() == Op::Transpose &&
-         n.ints("perm") == std::vector<i64>{0, 2, 1, 3};
-}
-
-// Whether `v` [B,H,T,D] comes from a transpose of [B,T,H,D], with nothing in
-// between but what can be done in that layout as well.
-bool is_transposed(Value v) {
-  while (v.node->users().size() == 1 &&
-         ((v.node->op() == Op::Rope && v.node->i("axis") == -2) ||
-          v.node->op() == Op::RmsNorm))
-    v = v.node->operand(0);
-  return swaps_heads(*v.node);
-}
-
-// Such a value as [B,T,H,D].
-Value untransposed(Builder& b, Value v) {
-  Node& n = *v.node;
-  if (swaps_heads(n)) return n.operand(0);
-  Values operands(n.operands().begin(), n.operands().end());
-  operands[0] = untransposed(b, n.operand(0));
-  b.where = n.where;
-  AttrList attrs = n.attr_list();
-  for (auto& [name, value] : attrs)
-    if (name == "axis") value = i64(-3);
-  Node* moved = b.node(n.op(), operands, attrs);
-  take_names(n, *moved);
-  return moved->result();
-}
-
 void apply(Graph& g, Node& root, const Parts& p, const Heads& h) {
   Builder b(g, &root);
   Value q = four_dims(b, p.q, h.batch, h.count);
   Value k = four_dims(b, p.k, h.batch, h.kv_count);
   Value v = four_dims(b, p.v, h.batch, h.kv_count);
-  bool rows_outside = is_transposed(q) && is_transposed(k) && is_transposed(v);
-  if (rows_outside) {
-    q = untransposed(b, q);
-    k = untransposed(b, k);
-    v = untransposed(b, v);
-  }
-  b.where = root.where;
   AttrList attrs{{"scale", p.scores->f("scale")}};
   if (p.mask) {
     attrs.emplace_back("causal", true);
     attrs.emplace_back("window", p.mask->i("window"));
   }
-  if (rows_outside) attrs.emplace_back("layout", std::string("bthd"));
   Values operands{q, k, v};
   if (p.dropout) {
     attrs.emplace_back("dropout", p.dropout->f("p"));
@@ -133,9 +93,8 @@ void apply(Graph& g, Node& root, const Parts& p, const Heads& h) {
   }
   Node* fused = b.node(Op::Attention, operands, attrs);
   fused->names = {root.names.empty() ? "o" : root.names[0], "lse"};
-  Value o = fused->result();
-  if (rows_outside) o = b.transpose(o, {0, 2, 1, 3});
-  g.replace_all_uses(root.result(), b.reshape(o, root.type().dims));
+  g.replace_all_uses(root.result(),
+                     b.reshape(fused->result(), root.type().dims));
   erase_dead(&root);
 }
 

@@ -78,10 +78,14 @@ std::vector<PipelineStep> standard_pipeline(const PipelineOptions& o) {
   pass("cse");
   pass("dce");
   // Before grad: a fused op's own rule gives the fused backward.
-  if (o.fuse.has(Fusion::Attention)) pass("fuse-attention");
+  if (o.fuse.has(Fusion::Attention)) {
+    pass("fuse-attention");
+    pass("attention-layout");
+  }
   if (o.fuse.has(Fusion::CrossEntropy)) pass("fuse-cross-entropy");
   if (o.moe != MoeForm::Dense) pass("fuse-moe");
   pass("canonicalize");
+  if (o.moe == MoeForm::Fused && o.fuse.has(Fusion::Moe)) pass("fuse-experts");
   end_of(Stage::Matched);
   pass("grad");
   end_of(Stage::Grad);

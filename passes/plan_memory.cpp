@@ -18,11 +18,24 @@ i64 aligned(i64 bytes) {
   return (bytes + kBufferAlignment - 1) / kBufferAlignment * kBufferAlignment;
 }
 
-bool elementwise_body(const Graph& body) {
-  for (Node* n : body)
-    if (!has_trait(*n, kElementwise) && n->op() != Op::Arg &&
-        n->op() != Op::Return && n->op() != Op::Constant &&
-        n->op() != Op::Dropout)
+// A body whose kernels make more than one sweep over the operands: partial
+// results of columns are a launch of their own.
+bool sweeps_twice(const Graph& body) {
+  for (Node* n : body) {
+    if (n->op() == Op::LayerNormGrad || n->op() == Op::RmsNormGrad) return true;
+    bool sums = n->op() == Op::Sum || n->op() == Op::Mean ||
+                n->op() == Op::ReduceMax || n->op() == Op::ReduceMin;
+    if (sums &&
+        n->ints("axes") != std::vector<i64>{n->operand(0).type().rank() - 1})
+      return true;
+  }
+  return false;
+}
+
+// The body reads the argument element by element, where it writes results.
+bool read_elementwise(const Graph& body, int arg) {
+  for (const Use& u : body.args()[arg]->users())
+    if (!has_trait(*u.node, kElementwise) && u.node->op() != Op::Dropout)
       return false;
   return true;
 }
@@ -284,7 +297,7 @@ bool may_write_in_place(const Node& n, int result, int operand) {
     case Op::DynamicUpdateSlice: return operand == 0;
     case Op::Dropout: return operand == 0;
     case Op::Fusion:
-      return n.s("kind") == "loop" && elementwise_body(*n.body());
+      return read_elementwise(*n.body(), operand) && !sweeps_twice(*n.body());
     default: return has_trait(n, kElementwise);
   }
 }

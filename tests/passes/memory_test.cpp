@@ -134,7 +134,7 @@ std::unique_ptr<Graph> training_graph(int layers) {
   auto graph = std::make_unique<Graph>("train_step");
   Graph& g = *graph;
   Values weights, moments;
-  Value x = g.add_arg("x", Type{DType::F32, {64, 32}});
+  Value x = g.add_arg("x", Type{DType::F32, {8, 32}});
   for (int i = 0; i < layers; ++i)
     for (auto kind : {"w", "m", "v"})
       (kind[0] == 'w' ? weights : moments)
