@@ -13,12 +13,12 @@
 namespace moec {
 namespace {
 
-struct TrainOptions : RunFlags {
+struct TrainFlags : RunFlags {
   std::string config, dtype;
   i64 steps = 10;
 };
 
-void run_train(const TrainOptions& o) {
+void run_train(const TrainFlags& o) {
   auto set = o.set;
   if (!o.dtype.empty()) set.push_back("train.dtype=" + o.dtype);
   auto config = moe::open_model(o.config, set).config;
@@ -47,7 +47,7 @@ void run_train(const TrainOptions& o) {
 }
 
 void add_train(CLI::App& bench) {
-  auto o = std::make_shared<TrainOptions>();
+  auto o = std::make_shared<TrainFlags>();
   auto* c = bench.add_subcommand("train", "A training step of a config");
   c->add_option("config", o->config, "Config or checkpoint")->required();
   c->add_option("--dtype", o->dtype, "f32 or bf16 (train.dtype)");
@@ -124,6 +124,45 @@ void add_ops(CLI::App& bench) {
   c->callback([o] { run_ops(*o); });
 }
 
+struct GenerateFlags : RunFlags {
+  std::string config, dtype;
+  i64 prompt = 128, tokens = 64;
+};
+
+void run_generate(const GenerateFlags& o) {
+  auto set = o.set;
+  if (!o.dtype.empty()) set.push_back("train.dtype=" + o.dtype);
+  auto config = moe::open_model(o.config, set).config;
+  auto b = moe::bench_generate(config, engine_options(o, config), o.prompt,
+                               o.tokens);
+  nlohmann::ordered_json j = {
+      {"config", std::filesystem::path(o.config).stem().string()},
+      {"dtype", config.train.dtype},
+      {"threads", b.threads},
+      {"prefill_tokens_per_s", b.prefill_tokens_per_s},
+      {"decode_tokens_per_s", b.decode_tokens_per_s},
+      {"bandwidth_fraction", b.bandwidth_fraction}};
+  if (o.json) {
+    fmt::print("{}\n", j.dump());
+    return;
+  }
+  for (auto& [key, value] : j.items())
+    fmt::print("{:22} {}\n", key, value.dump());
+}
+
+void add_generate(CLI::App& bench) {
+  auto o = std::make_shared<GenerateFlags>();
+  auto* c = bench.add_subcommand("generate", "Prefill and decoding");
+  c->add_option("config", o->config, "Config or checkpoint")->required();
+  c->add_option("--dtype", o->dtype, "f32 or bf16 (train.dtype)");
+  c->add_option("--prompt", o->prompt, "Tokens of the prompt")
+      ->check(CLI::Range(1, 1 << 20));
+  c->add_option("--tokens", o->tokens, "Tokens to write")
+      ->check(CLI::Range(1, 1 << 20));
+  add_run_flags(*c, *o);
+  c->callback([o] { run_generate(*o); });
+}
+
 }  // namespace
 
 void add_bench_command(CLI::App& app) {
@@ -132,6 +171,7 @@ void add_bench_command(CLI::App& app) {
   add_train(*bench);
   add_peak(*bench);
   add_ops(*bench);
+  add_generate(*bench);
 }
 
 }  // namespace moec

@@ -52,6 +52,12 @@ Tensor cast(Operand x, DType dtype) {
 }
 Tensor stop_gradient(Operand x) { return op(Op::StopGradient, {x}); }
 
+Tensor logical_and(Operand a, Operand b) { return op(Op::And, {a, b}); }
+Tensor iota(DType dtype, const Dims& shape, i64 axis) {
+  return op(Op::Iota, {},
+            {{"dtype", dtype}, {"shape", to_vector(shape)}, {"axis", axis}});
+}
+
 Tensor reshape(Operand x, const Dims& shape) {
   if (x.tensor.type().dims == shape) return x.tensor;
   return op(Op::Reshape, {x}, {{"shape", to_vector(shape)}});
@@ -71,6 +77,12 @@ Tensor slice(Operand x, i64 axis, i64 start, i64 limit) {
   lo[at] = start;
   hi[at] = limit;
   return op(Op::Slice, {x}, {{"start", lo}, {"limit", hi}});
+}
+Tensor pad_end(Operand x, i64 axis, i64 high) {
+  if (high == 0) return x.tensor;
+  std::vector<i64> lo(size_t(x.tensor.rank())), hi = lo;
+  hi[size_t(axis < 0 ? axis + x.tensor.rank() : axis)] = high;
+  return op(Op::Pad, {x}, {{"low", lo}, {"high", hi}});
 }
 Tensor concat(const std::vector<Operand>& parts, i64 axis) {
   return op(Op::Concat, parts, {{"axis", axis}});

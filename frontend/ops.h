@@ -34,12 +34,17 @@ Tensor softplus(Operand x);
 Tensor square(Operand x);
 Tensor cast(Operand x, DType dtype);
 Tensor stop_gradient(Operand x);
+Tensor logical_and(Operand a, Operand b);
+// Index along an axis; shape, axis.
+Tensor iota(DType dtype, const Dims& shape, i64 axis);
 
 Tensor reshape(Operand x, const Dims& shape);
 Tensor broadcast(Operand x, const Dims& shape);
 Tensor transpose(Operand x, std::vector<i64> perm);
 // Rows [start, limit) of one axis.
 Tensor slice(Operand x, i64 axis, i64 start, i64 limit);
+// Adds `high` zeros at the end of an axis.
+Tensor pad_end(Operand x, i64 axis, i64 high);
 Tensor concat(const std::vector<Operand>& parts, i64 axis);
 // `size` entries of an axis from a start (i32[]) known at run time.
 Tensor dynamic_slice(Operand x, Operand start, i64 axis, i64 size);

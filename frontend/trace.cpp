@@ -100,7 +100,8 @@ Node* record(Op op, std::vector<Operand> operands, const AttrList& attrs) {
   auto& t = current();
   Provenance where = operands.empty() ? Provenance{t.scope, "", 0}
                                       : provenance(operands.front().where);
-  DType dtype = DType::F32;  // of numbers: the first tensor's, not a predicate's
+  DType dtype =
+      DType::F32;  // of numbers: the first tensor's, not a predicate's
   for (auto& o : operands)
     if (o.tensor && o.tensor.dtype() != DType::Bool) {
       dtype = o.tensor.dtype();

@@ -36,12 +36,30 @@ Tensor Attention::split(Tensor x, i64 n, i64 width) const {
 }
 
 // Norm per head and rotary positions of queries or keys [B,n,T,d_head].
-Tensor Attention::positioned(Tensor x, const RmsNorm& norm) const {
+Tensor Attention::positioned(Tensor x, const RmsNorm& norm,
+                             const KvContext* cache) const {
   if (qk_norm == "head") x = norm(x);
-  return rope_theta > 0 ? rope(x, rope_theta) : x;
+  if (rope_theta == 0) return x;
+  return cache ? rope(x, cache->positions, rope_theta) : rope(x, rope_theta);
 }
 
-Tensor Attention::operator()(Tensor x) const {
+namespace {
+
+// Keys or values [B,n,T,w] of all indices: the cache with those of now.
+Tensor with_cache(Tensor now, KvContext& cache, std::vector<Tensor>& layers,
+                  i64 layer) {
+  if (!cache.start) {
+    layers.push_back(now);
+    return now;
+  }
+  Tensor& all = layers[size_t(layer)];
+  all = dynamic_update_slice(all, now, cache.start, 2);
+  return all;
+}
+
+}  // namespace
+
+Tensor Attention::operator()(Tensor x, KvContext* cache, i64 layer) const {
   Scope scope("attn");
   i64 b = x.dim(0), t = x.dim(1), groups = heads / kv_heads;
   Tensor q0 = q(x), k0 = k(x), v0 = v(x);
@@ -49,20 +67,30 @@ Tensor Attention::operator()(Tensor x) const {
     q0 = q_norm(q0);
     k0 = k_norm(k0);
   }
-  Tensor qs = positioned(split(q0, heads, d_head), q_norm);
-  Tensor ks = positioned(split(k0, kv_heads, d_head), k_norm);
+  Tensor qs = positioned(split(q0, heads, d_head), q_norm, cache);
+  Tensor ks = positioned(split(k0, kv_heads, d_head), k_norm, cache);
   Tensor vs = split(v0, kv_heads, d_value);
+  Tensor mask;
+  if (cache) {
+    ks = with_cache(ks, *cache, cache->keys, layer);
+    vs = with_cache(vs, *cache, cache->values, layer);
+    mask = cache->mask;
+  }
   // Query head h belongs to key and value head h / groups.
   if (groups > 1) {
+    i64 n = ks.dim(2);
     qs = reshape(qs, {b, kv_heads, groups, t, d_head});
-    ks = reshape(ks, {b, kv_heads, 1, t, d_head});
-    vs = reshape(vs, {b, kv_heads, 1, t, d_value});
+    ks = reshape(ks, {b, kv_heads, 1, n, d_head});
+    vs = reshape(vs, {b, kv_heads, 1, n, d_value});
+    if (mask) mask = reshape(mask, {b, 1, 1, t, n});
   }
   qs.named("q"), ks.named("k"), vs.named("v");
   double scale = 1 / std::sqrt(double(d_head));
-  Tensor s = matmul(qs, ks, {.transpose_b = true, .scale = scale});
-  Tensor p = softmax(causal_mask(s.named("s"), window));
-  Tensor o = matmul(dropout(p.named("p")), vs).named("o");
+  Tensor s = matmul(qs, ks, {.transpose_b = true, .scale = scale}).named("s");
+  // Far below any score, so that its softmax is 0.
+  s = mask ? select(mask, s, -1e30) : causal_mask(s, window);
+  Tensor p = softmax(s).named("p");
+  Tensor o = matmul(dropout(p), vs).named("o");
   o = reshape(o, {b, heads, t, d_value});
   o = reshape(transpose(o, {0, 2, 1, 3}), {b, t, heads * d_value});
   return out(o);

@@ -6,6 +6,7 @@
 
 #include "models/moe/flops.h"
 #include "models/moe/functions.h"
+#include "models/moe/generation.h"
 #include "models/moe/model_io.h"
 #include "models/moe/schedule.h"
 #include "support/cpu.h"
@@ -23,6 +24,12 @@ double cpu() {
   timespec t;
   clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
   return double(t.tv_sec) + 1e-9 * double(t.tv_nsec);
+}
+
+// Uniform over the vocabulary.
+int32_t random_id(const Config& c, i64 index) {
+  uint32_t word = random_word(uint64_t(c.train.seed), 0xbe9c4, index);
+  return int32_t(uint64_t(word) * uint64_t(c.model.vocab) >> 32);
 }
 
 }  // namespace
@@ -77,6 +84,46 @@ TrainBenchmark bench_train(const Config& config, const EngineOptions& options,
   peak = std::max(peak, engine.measure_peak());
   if (peak > 0)
     b.peak_fraction = b.tokens_per_s * train_flops_per_token(config) / peak;
+  return b;
+}
+
+GenerateBenchmark bench_generate(const Config& given,
+                                 const EngineOptions& options, i64 prompt,
+                                 i64 tokens) {
+  Config config = given;
+  // So that the text is never cut.
+  config.train.seq = std::max(config.train.seq, prompt + tokens);
+  Engine engine(options);
+  Transformer model(config);
+  State state;
+  init_parameters(state, model.parameters(), uint64_t(config.train.seed));
+  Generator generator(engine, model, state);
+  GenerateBenchmark b;
+  b.threads = engine.threads();
+  constexpr int kRounds = 3;
+  // Round 0 compiles.
+  for (int round = 0; round <= kRounds; ++round) {
+    std::vector<std::vector<int32_t>> text(1);
+    for (i64 i = 0; i < prompt; ++i)
+      text[0].push_back(random_id(config, i + round));
+    double start = wall();
+    generator.next(text);
+    double prefill = double(prompt) / (wall() - start);
+    start = wall();
+    for (i64 i = 0; i < tokens; ++i) {
+      text[0].push_back(random_id(config, 1000000 + i));
+      generator.next(text);
+    }
+    double decode = double(tokens) / (wall() - start);
+    if (round == 0) continue;
+    b.prefill_tokens_per_s = std::max(b.prefill_tokens_per_s, prefill);
+    b.decode_tokens_per_s = std::max(b.decode_tokens_per_s, decode);
+  }
+  double read = engine.measure_bandwidth();
+  double width = options.dtype == "bf16" ? 2 : 4;
+  if (read > 0)
+    b.bandwidth_fraction =
+        b.decode_tokens_per_s * active_weights(config) * width / read;
   return b;
 }
 

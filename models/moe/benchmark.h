@@ -1,4 +1,4 @@
-// The speed of a training step.
+// The speed of a training step and of generation.
 #pragma once
 #include "models/moe/engine.h"
 
@@ -19,5 +19,18 @@ struct TrainBenchmark {
 // random tokens. config.model.vocab must be known.
 TrainBenchmark bench_train(const Config& config, const EngineOptions& engine,
                            i64 steps);
+
+struct GenerateBenchmark {
+  int threads = 0;
+  double prefill_tokens_per_s = 0, decode_tokens_per_s = 0;
+  // Weights that a token meets, in bytes, times tokens a second, over the
+  // bytes a second that all threads read from memory in this run.
+  double bandwidth_fraction = 0;
+};
+
+// Random weights and prompt, one row; the best of 3 rounds.
+GenerateBenchmark bench_generate(const Config& config,
+                                 const EngineOptions& engine, i64 prompt,
+                                 i64 tokens);
 
 }  // namespace moec::moe

@@ -1,11 +1,14 @@
 #include "models/moe/engine.h"
 
-#include <cstring>
+#include <algorithm>
+#include <chrono>
 
-#include "ir/graph.h"
-#include "ir/interpreter.h"
-#include "support/cpu.h"
+#include "codegen/compile.h"
+#include "codegen/cpu/jit.h"
+#include "codegen/cpu/peak.h"
+#include "support/debug.h"
 #include "support/error.h"
+#include "support/thread_pool.h"
 
 namespace moec::moe {
 
@@ -18,16 +21,25 @@ EngineOptions engine_options(const Config& c) {
   return o;
 }
 
+PipelineOptions pipeline_options(const EngineOptions& o) {
+  PipelineOptions p;
+  p.fuse = FusionSet::parse(o.fuse);
+  p.moe = parse_moe_form(o.moe);
+  p.compute_dtype = o.dtype == "bf16" ? DType::BF16 : DType::F32;
+  p.remat = o.remat;
+  return p;
+}
+
 std::span<std::byte> State::add(const TensorSpec& spec) {
   int i = find(spec.name);
   if (i < 0) {
     i = int(all_.size());
-    all_.push_back({spec, Buffer(std::max<int64_t>(spec.bytes, 1))});
+    all_.push_back({spec, Buffer(spec.bytes)});
   }
   auto& e = all_[size_t(i)];
   MOEC_CHECK(e.spec.dtype == spec.dtype && e.spec.dims == spec.dims, "{}",
              spec.name);
-  return e.data.bytes().first(size_t(e.spec.bytes));
+  return e.data.bytes();
 }
 
 int State::find(std::string_view name) const {
@@ -39,42 +51,24 @@ int State::find(std::string_view name) const {
 std::span<float> State::f32(std::string_view name) {
   int i = find(name);
   MOEC_CHECK(i >= 0 && all_[size_t(i)].spec.dtype == DType::F32, "{}", name);
-  auto& e = all_[size_t(i)];
-  return {reinterpret_cast<float*>(e.data.data()),
-          size_t(e.spec.bytes) / sizeof(float)};
+  return all_[size_t(i)].data.as<float>();
 }
 
 struct Function::Impl {
-  std::unique_ptr<Graph> graph;
-  Precision precision = Precision::Typed;
-  std::vector<TensorSpec> in_specs, out_specs;
-  std::vector<Buffer> own;
+  std::unique_ptr<CompiledFunction> compiled;
+  std::vector<Buffer> own_in, own_out;
   std::vector<std::span<std::byte>> in, out;
+
+  // A donated input and its output are the same memory.
+  void share() {
+    auto& donated = compiled->donated();
+    for (size_t i = 0; i < donated.size(); ++i)
+      if (donated[i] >= 0) {
+        out[size_t(donated[i])] = in[i];
+        own_out[size_t(donated[i])] = {};
+      }
+  }
 };
-
-namespace {
-
-TensorSpec spec_of(const std::string& name, const Type& t) {
-  return {name, t.dtype, {t.dims.begin(), t.dims.end()}, t.bytes()};
-}
-
-template <class T>
-void widen(std::span<const std::byte> b, std::vector<double>& v) {
-  for (size_t i = 0; i < v.size(); ++i) {
-    T x;
-    std::memcpy(&x, b.data() + i * sizeof(T), sizeof(T));
-    v[i] = double(x);
-  }
-}
-template <class T>
-void narrow(const std::vector<double>& v, std::span<std::byte> b) {
-  for (size_t i = 0; i < v.size(); ++i) {
-    T x = T(v[i]);
-    std::memcpy(b.data() + i * sizeof(T), &x, sizeof(T));
-  }
-}
-
-}  // namespace
 
 Function::Function(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Function::Function(Function&&) noexcept = default;
@@ -83,88 +77,101 @@ Function::~Function() = default;
 
 void Function::bind(State& state) {
   auto& f = *impl_;
-  for (size_t i = 0; i < f.in_specs.size(); ++i) {
-    int at = state.find(f.in_specs[i].name);
-    if (at >= 0) f.in[i] = state.add(f.in_specs[i]);
-  }
-  for (size_t o = 0; o < f.out_specs.size(); ++o)
-    for (size_t i = 0; i < f.in_specs.size(); ++i)
-      if (f.in_specs[i].name == f.out_specs[o].name) f.out[o] = f.in[i];
+  for (size_t i = 0; i < f.in.size(); ++i)
+    if (auto& spec = inputs()[i]; state.has(spec.name)) {
+      f.in[i] = state.add(spec);
+      f.own_in[i] = {};
+    }
+  for (size_t o = 0; o < f.out.size(); ++o)
+    if (auto& spec = outputs()[o]; state.has(spec.name)) {
+      f.out[o] = state.add(spec);
+      f.own_out[o] = {};
+    }
+  f.share();
 }
 
-void Function::run() {
-  auto& f = *impl_;
-  std::vector<Tensor> args;
-  for (size_t i = 0; i < f.in.size(); ++i) {
-    auto t = Tensor::zeros(f.graph->args()[i]->type());
-    switch (t.type.dtype) {
-      case DType::F32: widen<float>(f.in[i], t.data); break;
-      case DType::I32: widen<int32_t>(f.in[i], t.data); break;
-      case DType::U32: widen<uint32_t>(f.in[i], t.data); break;
-      default: MOEC_CHECK(false);
-    }
-    args.push_back(std::move(t));
-  }
-  auto out = interpret(*f.graph, args, f.precision);
-  for (size_t i = 0; i < out.size(); ++i) switch (out[i].type.dtype) {
-      case DType::F32: narrow<float>(out[i].data, f.out[i]); break;
-      case DType::I32: narrow<int32_t>(out[i].data, f.out[i]); break;
-      default: MOEC_CHECK(false);
-    }
-}
+void Function::run() { impl_->compiled->run(impl_->in, impl_->out); }
 
 std::span<std::byte> Function::find(std::string_view name, bool input) {
-  auto& specs = input ? impl_->in_specs : impl_->out_specs;
+  auto& specs = input ? inputs() : outputs();
   for (size_t i = 0; i < specs.size(); ++i)
     if (specs[i].name == name) return input ? impl_->in[i] : impl_->out[i];
   MOEC_CHECK(false, "no {} {}", input ? "input" : "output", name);
   return {};
 }
+
 const std::vector<TensorSpec>& Function::inputs() const {
-  return impl_->in_specs;
+  return impl_->compiled->inputs();
 }
 const std::vector<TensorSpec>& Function::outputs() const {
-  return impl_->out_specs;
+  return impl_->compiled->outputs();
 }
-bool Function::has_output(std::string_view name) const {
-  for (auto& s : impl_->out_specs)
-    if (s.name == name) return true;
-  return false;
+const CompiledFunction& Function::compiled() const { return *impl_->compiled; }
+
+int64_t Function::planned_bytes() const {
+  auto& i = impl_->compiled->info();
+  return i.arena_bytes + i.scratch_bytes + i.constant_bytes;
 }
-int64_t Function::planned_bytes() const { return 0; }
-double Function::flops() const { return 0; }
-void Function::set_trace(Trace*) {}
+
+void Function::set_trace(Trace* trace) { impl_->compiled->set_trace(trace); }
 
 struct Engine::Impl {
   EngineOptions options;
+  PipelineOptions pipeline;
+  std::unique_ptr<Backend> backend;
 };
-Engine::Engine(const EngineOptions& o) : impl_(new Impl{o}) {}
+
+Engine::Engine(const EngineOptions& o)
+    : impl_(new Impl{o, pipeline_options(o),
+                     make_backend(o.device, o.threads)}) {}
 Engine::~Engine() = default;
 const EngineOptions& Engine::options() const { return impl_->options; }
-int Engine::threads() const {
-  return impl_->options.threads ? impl_->options.threads : available_cores();
+int Engine::threads() const { return impl_->backend->threads(); }
+
+double Engine::measure_peak() {
+  if (impl_->options.device != "cpu") return 0;
+  KernelLibrary library;
+  bool bf16 = impl_->pipeline.compute_dtype == DType::BF16;
+  return threads() * measure_flops(library, bf16);
 }
-double Engine::measure_peak() { return 0; }
+
+double Engine::measure_bandwidth() {
+  if (impl_->options.device != "cpu") return 0;
+  // Streams of all threads at once: more than the caches hold, read whole.
+  constexpr size_t kWords = size_t(8) << 20;
+  Buffer data{int64_t(kWords) * 8};
+  auto words = data.as<uint64_t>();
+  std::fill(words.begin(), words.end(), 1);
+  ThreadPool pool(threads());
+  size_t part = kWords / size_t(threads());
+  std::vector<uint64_t> sums(size_t(threads()) * 8);
+  double best = 0;
+  for (int round = 0; round < 5; ++round) {
+    auto start = std::chrono::steady_clock::now();
+    pool.run(threads(), [&](int64_t task, int) {
+      uint64_t sum = 0;
+      for (uint64_t w : words.subspan(size_t(task) * part, part)) sum += w;
+      sums[size_t(task) * 8] = sum;
+    });
+    std::chrono::duration<double> time =
+        std::chrono::steady_clock::now() - start;
+    best = std::max(best, double(kWords) * 8 / time.count());
+  }
+  MOEC_CHECK(sums[0] == part);
+  return best;
+}
 
 Function Engine::compile(std::unique_ptr<Graph> graph) {
+  CompileOptions options;
+  options.pipeline = impl_->pipeline;
+  options.debug = debug_level();
   auto f = std::make_unique<Function::Impl>();
-  f->precision =
-      impl_->options.device == "ref64" ? Precision::F64 : Precision::Typed;
-  for (int i = 0; i < int(graph->args().size()); ++i)
-    f->in_specs.push_back(
-        spec_of(graph->arg_name(i), graph->args()[size_t(i)]->type()));
-  auto outs = graph->outputs();
-  for (size_t i = 0; i < outs.size(); ++i)
-    f->out_specs.push_back(spec_of(graph->output_names[i], outs[i].type()));
-  for (auto& s : f->in_specs) {
-    f->own.emplace_back(std::max<int64_t>(s.bytes, 1));
-    f->in.push_back(f->own.back().bytes());
-  }
-  for (auto& s : f->out_specs) {
-    f->own.emplace_back(std::max<int64_t>(s.bytes, 1));
-    f->out.push_back(f->own.back().bytes());
-  }
-  f->graph = std::move(graph);
+  f->compiled = moec::compile(*graph, *impl_->backend, options);
+  for (auto& s : f->compiled->inputs())
+    f->in.push_back(f->own_in.emplace_back(s.bytes).bytes());
+  for (auto& s : f->compiled->outputs())
+    f->out.push_back(f->own_out.emplace_back(s.bytes).bytes());
+  f->share();
   return Function(std::move(f));
 }
 

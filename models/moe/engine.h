@@ -14,8 +14,9 @@
 #include "runtime/buffer.h"
 
 namespace moec {
+class CompiledFunction;
 class Graph;
-struct MemoryItem;
+struct PipelineOptions;
 class Trace;
 }  // namespace moec
 
@@ -29,6 +30,8 @@ struct EngineOptions {
 };
 // Those that the config states.
 EngineOptions engine_options(const Config& config);
+// The same for passes; a UsageError for what they do not know.
+PipelineOptions pipeline_options(const EngineOptions& options);
 
 // Named tensors in memory: parameters and optimizer state.
 class State {
@@ -53,16 +56,16 @@ class State {
 void init_parameters(State& state, const dsl::Parameters& params,
                      uint64_t seed);
 
-// One compiled function. Inputs that the bound State holds are used, and where
-// an output has an input's name updated, in place; the others, and all other
-// outputs, are the function's own.
+// One compiled function. Inputs and outputs that a bound State holds stand
+// there; an output with an input's name replaces it in place. All others are
+// the function's own.
 class Function {
  public:
   Function(Function&&) noexcept;
   Function& operator=(Function&&) noexcept;
   ~Function();
 
-  // The state must outlive this, and hold inputs of the types wanted.
+  // The state must outlive this; types must agree. States add to each other.
   void bind(State& state);
   void run();
   template <class T>
@@ -77,10 +80,9 @@ class Function {
   }
   const std::vector<TensorSpec>& inputs() const;
   const std::vector<TensorSpec>& outputs() const;
-  bool has_output(std::string_view name) const;
   // Memory of temporaries, scratch and constants.
   int64_t planned_bytes() const;
-  double flops() const;  // as planned, of one call
+  const CompiledFunction& compiled() const;
   void set_trace(Trace* trace);
 
  private:
@@ -102,6 +104,8 @@ class Engine {
   int threads() const;
   // FLOP/s of all threads at the FMA peak of the dtype; 0 on ref devices.
   double measure_peak();
+  // Bytes/s that all threads together read from memory; 0 on ref devices.
+  double measure_bandwidth();
 
  private:
   struct Impl;

@@ -77,6 +77,78 @@ std::unique_ptr<Graph> next_token_function(const Transformer& m, i64 b, i64 t) {
   });
 }
 
+namespace {
+
+// Positions and mask of T tokens from index `start` (none: 0) on, with keys
+// at indices 0 .. keys - 1.
+KvContext kv_context(const Transformer& m, Tensor pad, Tensor start, i64 t,
+                     i64 keys) {
+  i64 b = pad.dim(0), window = m.config().model.window;
+  KvContext c;
+  c.start = start;
+  Tensor at = iota(DType::I32, {t}, 0);
+  if (start) at = at + start;
+  Tensor first = reshape(pad, {b, 1});
+  c.positions = maximum(reshape(at, {1, t}) - first, 0.0);
+  Tensor query = reshape(at, {1, 1, t, 1});
+  Tensor key = iota(DType::I32, {1, 1, 1, keys}, 3);
+  c.mask = logical_and(compare(key, query, "le"),
+                       compare(key, reshape(pad, {b, 1, 1, 1}), "ge"));
+  if (window > 0)
+    c.mask = logical_and(c.mask, compare(query - key, double(window), "lt"));
+  return c;
+}
+
+void add_caches(Outputs& out, const KvContext& c) {
+  for (size_t l = 0; l < c.keys.size(); ++l) {
+    out.push_back({fmt::format("cache.k.{}", l), c.keys[l]});
+    out.push_back({fmt::format("cache.v.{}", l), c.values[l]});
+  }
+}
+
+}  // namespace
+
+std::unique_ptr<Graph> prefill_function(const Transformer& m, i64 b, i64 t,
+                                        i64 length) {
+  return trace("prefill", m.parameters(), [&] {
+    Tensor tokens = token_input(b, t);
+    Tensor pad = input("pad", DType::I32, {b});
+    KvContext c = kv_context(m, pad, {}, t, t);
+    EncodeOptions o;
+    o.cache = &c;
+    Tensor x = m.encode(tokens, o).x;
+    Tensor last = reshape(slice(x, 1, t - 1, t), {b, x.dim(2)});
+    Outputs out{{"logits", m.decode(last)}};
+    for (auto* layers : {&c.keys, &c.values})
+      for (Tensor& l : *layers) l = pad_end(l, 2, length - t);
+    add_caches(out, c);
+    return out;
+  });
+}
+
+std::unique_ptr<Graph> decode_function(const Transformer& m, i64 b,
+                                       i64 length) {
+  return trace("decode", m.parameters(), [&] {
+    auto& c = m.config().model;
+    Tensor tokens = token_input(b, 1);
+    Tensor start = input("start", DType::I32, {});
+    Tensor pad = input("pad", DType::I32, {b});
+    KvContext kv = kv_context(m, pad, start, 1, length);
+    for (i64 l = 0; l < c.n_layers; ++l) {
+      kv.keys.push_back(input(fmt::format("cache.k.{}", l), DType::F32,
+                              {b, c.n_kv_heads, length, c.d_head}));
+      kv.values.push_back(input(fmt::format("cache.v.{}", l), DType::F32,
+                                {b, c.n_kv_heads, length, c.d_value}));
+    }
+    EncodeOptions o;
+    o.cache = &kv;
+    Tensor x = m.encode(tokens, o).x;
+    Outputs out{{"logits", m.decode(reshape(x, {b, x.dim(2)}))}};
+    add_caches(out, kv);
+    return out;
+  });
+}
+
 std::unique_ptr<Graph> loss_function(const Transformer& m, i64 b, i64 t) {
   return trace("loss", m.parameters(), [&] {
     std::vector<Routing> routings;
@@ -180,8 +252,8 @@ std::unique_ptr<Graph> update_function(const Transformer& m) {
 }
 
 std::vector<std::string> function_names(const Transformer& m) {
-  std::vector<std::string> names = {"train_step", "loss", "grad", "logits",
-                                    "eval"};
+  std::vector<std::string> names = {"train_step", "loss",    "grad",  "logits",
+                                    "eval",       "prefill", "decode"};
   if (m.config().train.accumulate > 1) {
     names[0] = "accumulate";
     names.insert(names.begin() + 1, "update");
@@ -194,6 +266,8 @@ std::unique_ptr<Graph> make_function(const Transformer& m,
   if (name == "logits") return logits_function(m, b, t);
   if (name == "loss") return loss_function(m, b, t);
   if (name == "grad") return grad_function(m, b, t);
+  if (name == "prefill") return prefill_function(m, b, t, t);
+  if (name == "decode") return decode_function(m, b, t);
   if (name == "eval") return eval_function(m, b, t);
   if (name == "train_step") return train_step_function(m);
   if (name == "accumulate") return accumulate_function(m);

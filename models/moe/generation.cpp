@@ -1,71 +1,176 @@
 #include "models/moe/generation.h"
 
 #include <algorithm>
+#include <bit>
+#include <cstring>
 
 #include "models/moe/functions.h"
 #include "support/error.h"
 
 namespace moec::moe {
+namespace {
+
+i64 bucket(i64 n) { return std::max<i64>(16, i64(std::bit_ceil(uint64_t(n)))); }
+
+}  // namespace
 
 Generator::Generator(Engine& engine, const Transformer& model, State& state)
     : engine_(engine), model_(model), state_(state) {}
 
-Function& Generator::next_function(i64 rows, i64 length) {
-  auto key = std::make_pair(rows, length);
-  auto it = functions_.find(key);
-  if (it == functions_.end()) {
-    auto f = engine_.compile(next_token_function(model_, rows, length));
-    f.bind(state_);
-    it = functions_.emplace(key, std::move(f)).first;
-  }
+i64 Generator::first_seen(i64 length) const {
+  i64 seq = model_.config().train.seq;
+  i64 step = std::max<i64>(seq / 2, 1);
+  return length <= seq ? 0 : (length - seq + step - 1) / step * step;
+}
+
+State& Generator::caches(i64 length) {
+  auto rows = i64(starts_.size());
+  auto [it, fresh] = caches_.try_emplace({rows, length});
+  if (!fresh) return it->second;
+  auto& m = model_.config().model;
+  for (i64 l = 0; l < m.n_layers; ++l)
+    for (bool key : {true, false}) {
+      i64 width = key ? m.d_head : m.d_value;
+      it->second.add({fmt::format("cache.{}.{}", key ? 'k' : 'v', l),
+                      DType::F32,
+                      {rows, m.n_kv_heads, length, width},
+                      rows * m.n_kv_heads * length * width * 4});
+    }
   return it->second;
 }
 
-std::vector<std::vector<int32_t>> Generator::generate(
-    const std::vector<std::vector<int32_t>>& prompts, const GenerateOptions& o,
-    const TokenSink& sink) {
+Function& Generator::function(const std::string& name, i64 rows, i64 seq,
+                              i64 length) {
+  auto key = std::make_tuple(name, rows, seq, length);
+  auto it = functions_.find(key);
+  if (it != functions_.end()) return it->second;
+  auto graph = name == "prefill"  ? prefill_function(model_, rows, seq, length)
+               : name == "decode" ? decode_function(model_, rows, length)
+                                  : next_token_function(model_, rows, seq);
+  auto f = engine_.compile(std::move(graph));
+  f.bind(state_);
+  if (length > 0) f.bind(caches(length));
+  return functions_.emplace(key, std::move(f)).first->second;
+}
+
+std::span<const float> Generator::prefill(const Texts& texts) {
+  starts_.clear(), sizes_.clear(), pads_.clear();
+  i64 longest = 1;
+  for (auto& t : texts) {
+    starts_.push_back(first_seen(i64(t.size())));
+    sizes_.push_back(i64(t.size()));
+    longest = std::max(longest, sizes_.back() - starts_.back());
+  }
+  index_ = bucket(longest);
+  length_ = 2 * index_;
+  auto rows = i64(texts.size());
+  Function& f = function("prefill", rows, index_, length_);
+  auto tokens = f.input<int32_t>("tokens");
+  auto pad = f.input<int32_t>("pad");
+  std::ranges::fill(tokens, 0);
+  for (size_t r = 0; r < texts.size(); ++r) {
+    pads_.push_back(index_ - (sizes_[r] - starts_[r]));
+    pad[r] = int32_t(pads_[r]);
+    std::copy(texts[r].begin() + starts_[r], texts[r].end(),
+              tokens.begin() + i64(r) * index_ + pads_[r]);
+  }
+  f.run();
+  return f.output<float>("logits");
+}
+
+// Moves the caches to ones of twice the length.
+void Generator::grow() {
+  State& from = caches(length_);
+  State& to = caches(2 * length_);
+  for (size_t i = 0; i < from.all().size(); ++i) {
+    auto& a = from.all()[i];
+    auto& b = to.all()[i];
+    i64 blocks = a.spec.dims[0] * a.spec.dims[1];
+    i64 bytes = a.spec.bytes / blocks;
+    for (i64 k = 0; k < blocks; ++k)
+      std::memcpy(b.data.data() + k * 2 * bytes, a.data.data() + k * bytes,
+                  size_t(bytes));
+  }
+  length_ *= 2;
+}
+
+std::span<const float> Generator::decode(const Texts& texts) {
+  if (index_ == length_) grow();
+  Function& f = function("decode", i64(texts.size()), 1, length_);
+  auto tokens = f.input<int32_t>("tokens");
+  auto pad = f.input<int32_t>("pad");
+  for (size_t r = 0; r < texts.size(); ++r) {
+    tokens[r] = texts[r].back();
+    pad[r] = int32_t(pads_[r]);
+    ++sizes_[r];
+  }
+  f.input<int32_t>("start")[0] = int32_t(index_++);
+  f.run();
+  return f.output<float>("logits");
+}
+
+// Without caches, as places before a row's first token would take experts'
+// slots where capacity applies.
+std::span<const float> Generator::reread(const Texts& texts) {
+  i64 longest = 1;
+  for (auto& t : texts)
+    longest = std::max(longest, i64(t.size()) - first_seen(i64(t.size())));
+  i64 length = std::min(bucket(longest), model_.config().train.seq);
+  Function& f = function("next_token", i64(texts.size()), length, 0);
+  auto tokens = f.input<int32_t>("tokens");
+  auto last = f.input<int32_t>("last");
+  std::ranges::fill(tokens, 0);
+  for (size_t r = 0; r < texts.size(); ++r) {
+    auto begin = texts[r].begin() + first_seen(i64(texts[r].size()));
+    auto end =
+        std::copy(begin, texts[r].end(), tokens.begin() + i64(r) * length);
+    last[r] = int32_t(end - tokens.begin() - 1);
+  }
+  f.run();
+  return f.output<float>("logits");
+}
+
+std::span<const float> Generator::next(const Texts& texts) {
+  auto& moe = model_.config().moe;
+  if (moe.eval_capacity && moe.capacity > 0) return reread(texts);
+  bool grown = texts.size() == sizes_.size();
+  for (size_t r = 0; grown && r < texts.size(); ++r)
+    grown = i64(texts[r].size()) == sizes_[r] + 1 &&
+            first_seen(i64(texts[r].size())) == starts_[r];
+  return grown ? decode(texts) : prefill(texts);
+}
+
+std::vector<std::vector<int32_t>> Generator::generate(const Texts& prompts,
+                                                      const GenerateOptions& o,
+                                                      const TokenSink& sink) {
   check(o.sampling);
-  i64 rows = i64(prompts.size()), limit = model_.config().train.seq;
-  i64 vocab = model_.config().model.vocab;
-  auto text = prompts;
-  for (auto& row : text) {
+  auto vocab = size_t(model_.config().model.vocab);
+  for (auto& row : prompts) {
     if (row.empty()) user_error("a prompt has no tokens");
     for (int32_t id : row)
-      if (id < 0 || id >= vocab)
+      if (id < 0 || size_t(id) >= vocab)
         user_error("token id {} of a prompt is outside the vocabulary of {}",
                    id, vocab);
   }
-  std::vector<std::vector<int32_t>> out(prompts.size());
+  Texts texts = prompts, out(prompts.size());
   std::vector<bool> done(prompts.size());
+  sizes_.clear();  // other texts than those of earlier calls
   for (i64 step = 0; step < o.max_tokens; ++step) {
-    size_t longest = 1;
-    for (auto& row : text) longest = std::max(longest, row.size());
-    // Few lengths, so that few functions are compiled.
-    i64 length = std::min<i64>(32, limit);
-    while (length < i64(longest) && length < limit)
-      length = std::min(2 * length, limit);
-    Function& f = next_function(rows, length);
-    auto tokens = f.input<int32_t>("tokens");
-    auto last = f.input<int32_t>("last");
-    std::ranges::fill(tokens, 0);
-    for (i64 r = 0; r < rows; ++r) {
-      auto& row = text[size_t(r)];
-      i64 n = std::min(i64(row.size()), length);
-      std::copy(row.end() - n, row.end(), tokens.begin() + r * length);
-      last[size_t(r)] = int32_t(r * length + n - 1);
-    }
-    f.run();
-    auto logits = f.output<float>("logits");
+    auto logits = next(texts);
     bool any = false;
-    for (size_t r = 0; r < text.size(); ++r) {
-      if (done[r]) continue;
-      int32_t id = sample(logits.subspan(r * size_t(vocab), size_t(vocab)),
-                          text[r], o.sampling, i64(r), step);
+    for (size_t r = 0; r < texts.size(); ++r) {
+      // A row that ended goes on unseen, so that all grow alike.
+      if (done[r]) {
+        texts[r].push_back(0);
+        continue;
+      }
+      int32_t id = sample(logits.subspan(r * vocab, vocab), texts[r],
+                          o.sampling, i64(r), step);
+      texts[r].push_back(id);
       if (std::ranges::find(o.stop, id) != o.stop.end()) {
         done[r] = true;
         continue;
       }
-      text[r].push_back(id);
       out[r].push_back(id);
       if (sink && !sink(i64(r), id)) done[r] = true;
       any = any || !done[r];

@@ -2,6 +2,8 @@
 #pragma once
 #include <functional>
 #include <map>
+#include <string>
+#include <tuple>
 #include <vector>
 
 #include "models/moe/engine.h"
@@ -19,6 +21,10 @@ struct GenerateOptions {
 // Called with each new token; returning false ends that row.
 using TokenSink = std::function<bool(i64 row, int32_t token)>;
 
+// Keeps keys and values of the text so far, in caches whose lengths are powers
+// of two, so that few functions are compiled. The model sees at most train.seq
+// tokens: a row whose text is longer is cut to begin at a multiple of
+// train.seq / 2, and read again.
 class Generator {
  public:
   // All must outlive this; `state` holds the parameters. Functions are
@@ -26,19 +32,34 @@ class Generator {
   Generator(Engine& engine, const Transformer& model, State& state);
 
   // Continues every prompt (at least one token each) and returns the new
-  // tokens of each row. Rows do not influence each other. With learned
-  // positions the model sees the last train.seq tokens.
+  // tokens of each row. Rows do not influence each other.
   std::vector<std::vector<int32_t>> generate(
       const std::vector<std::vector<int32_t>>& prompts,
       const GenerateOptions& options, const TokenSink& sink = {});
 
+  // Logits [rows, vocab] after the last token of each text; the texts of
+  // earlier calls, if they only grew by one token each, are not read again.
+  std::span<const float> next(const std::vector<std::vector<int32_t>>& texts);
+
  private:
-  Function& next_function(i64 rows, i64 length);
+  using Texts = std::vector<std::vector<int32_t>>;
+  // First token that the model sees of a text.
+  i64 first_seen(i64 length) const;
+  std::span<const float> prefill(const Texts& texts);
+  std::span<const float> decode(const Texts& texts);
+  std::span<const float> reread(const Texts& texts);
+  void grow();
+  State& caches(i64 length);
+  Function& function(const std::string& name, i64 rows, i64 seq, i64 length);
 
   Engine& engine_;
   const Transformer& model_;
   State& state_;
-  std::map<std::pair<i64, i64>, Function> functions_;
+  std::map<std::tuple<std::string, i64, i64, i64>, Function> functions_;
+  std::map<std::pair<i64, i64>, State> caches_;  // by rows and length
+  // What the caches hold: texts' starts, index of the next token, length.
+  std::vector<i64> starts_, sizes_, pads_;
+  i64 index_ = 0, length_ = 0;
 };
 
 }  // namespace moec::moe

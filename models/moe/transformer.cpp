@@ -30,9 +30,10 @@ Block::Block(At at, const Config& c, i64 l)
 }
 
 Tensor Block::operator()(Tensor x, const RouteContext& context,
-                         std::vector<Routing>& routings) const {
+                         std::vector<Routing>& routings,
+                         KvContext* cache) const {
   Scope scope("layer" + std::to_string(layer));
-  x = (x + dropout(attn(norm1(x)))).named("x");
+  x = (x + dropout(attn(norm1(x), cache, layer))).named("x");
   Tensor n = norm2(x), y;
   if (is_moe) {
     i64 d = x.dim(2);
@@ -72,12 +73,15 @@ Features Transformer::encode(Tensor tokens, const EncodeOptions& o) const {
     Scope scope("embed");
     x = embed_(tokens);
     if (positions_) {
-      if (t > config_.train.seq)
+      if (o.cache)
+        x = x + embedding(positions_, o.cache->positions);
+      else if (t > config_.train.seq)
         user_error(
             "{} positions, but the model has learned positions for {} "
             "(train.seq)",
             t, config_.train.seq);
-      x = x + slice(positions_, 0, 0, t);
+      else
+        x = x + slice(positions_, 0, 0, t);
     }
     x = dropout_(x).named("x");
   }
@@ -86,7 +90,7 @@ Features Transformer::encode(Tensor tokens, const EncodeOptions& o) const {
   context.capacity = o.capacity && config_.moe.capacity > 0;
   context.valid = o.valid;
   Features f;
-  for (auto& block : blocks_) x = block(x, context, f.routings);
+  for (auto& block : blocks_) x = block(x, context, f.routings, o.cache);
   f.x = norm_(x).named("features");
   return f;
 }

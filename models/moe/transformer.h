@@ -21,7 +21,7 @@ struct Block {
   Block(At at, const Config& c, i64 layer);
   // x [B,T,d]. MoE blocks append to `routings`.
   Tensor operator()(Tensor x, const RouteContext& context,
-                    std::vector<Routing>& routings) const;
+                    std::vector<Routing>& routings, KvContext* cache) const;
 
   i64 layer;
   bool is_moe, residual_ffn;
@@ -40,6 +40,7 @@ struct Features {
 struct EncodeOptions {
   bool capacity = false;  // apply the config's capacity, if it has one
   Tensor valid;           // bool[B*T]: see RouteContext
+  KvContext* cache = nullptr;
 };
 
 class Transformer {
