@@ -118,6 +118,26 @@ TEST_CASE("a decomposition means the same as its op") {
   CHECK(compared > 20);
 }
 
+TEST_CASE("bf16 data give what f32 gives, within their precision") {
+  for (const OpCase& c : op_cases()) {
+    if (!runs_in_bf16(c)) continue;
+    OpCase narrow = in_bf16(c);
+    INFO(narrow.name);
+    auto g = build_graph(narrow);
+    verify(*g);
+    auto in = random_inputs(narrow);
+    auto got = interpret(*g, in);
+    for (Tensor& t : in)
+      if (t.type.dtype == DType::BF16) t.type.dtype = DType::F32;
+    auto want = interpret(*build_graph(c), in);
+    for (size_t i = 0; i < want.size(); ++i) {
+      // Statistics stay f32; the rest is bf16.
+      if (is_float(want[i].type.dtype)) want[i].type = got[i].type;
+      CHECK(difference(got[i], want[i], narrow.tolerance) == "");
+    }
+  }
+}
+
 TEST_CASE("f32 rounds each result, f64 none") {
   auto g = parse_graph(
       "func @f(%x: f32[1]) {\n  %y = mul(%x, %x) : f32[1]\n"

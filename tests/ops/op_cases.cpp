@@ -22,6 +22,23 @@ const std::vector<OpCase>& op_cases() {
   return *cases;
 }
 
+bool runs_in_bf16(const OpCase& c) {
+  if (c.op == Op::AdamW) return false;  // master weights are f32
+  for (const OpInput& in : c.inputs)
+    if (in.type.dtype == DType::F32 && !in.stays_f32) return true;
+  return false;
+}
+
+OpCase in_bf16(OpCase c) {
+  for (OpInput& in : c.inputs)
+    if (in.type.dtype == DType::F32 && !in.stays_f32)
+      in.type.dtype = DType::BF16;
+  c.name += "/bf16";
+  c.tolerance = 2e-2;
+  c.differentiable = false;
+  return c;
+}
+
 std::unique_ptr<Graph> build_graph(const OpCase& c) {
   std::string name = c.name;
   for (char& ch : name)

@@ -19,6 +19,7 @@ struct OpInput {
   // and none is near 0. Integers and bools: uniform in [low, high].
   double low = -1, high = 1;
   std::vector<double> values = {};  // if not empty: these, as they are
+  bool stays_f32 = false;           // in a bf16 graph: statistics, weights
 };
 
 struct OpCase {
@@ -36,6 +37,10 @@ struct OpCase {
 };
 
 const std::vector<OpCase>& op_cases();
+
+// The same case on bf16 data. Ops of the optimizer have none.
+bool runs_in_bf16(const OpCase&);
+OpCase in_bf16(OpCase);
 
 // A function named after the case, with arguments x0, x1, ...
 std::unique_ptr<Graph> build_graph(const OpCase&);

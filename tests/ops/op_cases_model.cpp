@@ -116,8 +116,9 @@ void add_moe_cases(std::vector<OpCase>& all) {
   OpInput inverse = fixed_i32({0, 4, 1, 7, 5, 2, -1, 8, 3, 6});
   auto add = [&](const std::string& activation, bool gated, bool bias) {
     OpInput up = f32({4, 9, 6}), down = f32({4, 6, 9});
-    std::vector<OpInput> in = {f32({5, 6}), f32({5, 2}, 0.1, 1), offsets, perm,
-                               inverse, up, down};
+    std::vector<OpInput> in = {
+        f32({5, 6}), statistics({5, 2}, 0.1, 1), offsets, perm, inverse, up,
+        down};
     if (gated) in.push_back(up);
     if (bias) in.insert(in.end(), {f32({4, 9}), f32({4, 6})});
     if (bias && gated) in.push_back(f32({4, 9}));
@@ -154,7 +155,7 @@ void add_moe_cases(std::vector<OpCase>& all) {
 // x [5,7], w [9,7]; the last target is ignored.
 void add_loss_cases(std::vector<OpCase>& all) {
   OpInput targets = fixed_i32({3, 0, 36, 36, -1});
-  OpInput lse = f32({5}, 4, 5), dloss = f32({5});
+  OpInput lse = statistics({5}, 4, 5), dloss = statistics({5});
   all.push_back(
       row("cross_entropy", Op::CrossEntropy, {f32({5, 37}, -3, 3), targets}));
   all.push_back(row("cross_entropy_grad", Op::CrossEntropyGrad,

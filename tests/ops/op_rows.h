@@ -9,6 +9,11 @@ using In = absl::Span<const Value>;
 inline OpInput f32(Dims d, double low = -1, double high = 1) {
   return {Type{DType::F32, std::move(d)}, low, high};
 }
+inline OpInput statistics(Dims d, double low = -1, double high = 1) {
+  OpInput in = f32(std::move(d), low, high);
+  in.stays_f32 = true;
+  return in;
+}
 inline OpInput i32(Dims d, double low, double high) {
   return {Type{DType::I32, std::move(d)}, low, high};
 }
