@@ -89,23 +89,34 @@ struct Pack {
           [&] { line(pairs, e.mul(pairs, 2), false); });
   }
 
-  // Runs of k are contiguous: transpose lanes x lanes blocks in registers.
-  // The last block overlaps the one before it, so nothing needs a mask.
+  // One lanes x lanes block: `cols` columns from src become L steps at dst.
+  // A function of its own, since the shuffles are slow to compile.
+  Fn transposed_block(int64_t cols, int64_t pitch) {
+    return e.define(
+        "block" + std::to_string(cols), {Ty::Ptr, Ty::Ptr}, [&](const Vs& a) {
+          Vs rows;
+          for (int64_t c = 0; c < L; ++c)
+            rows.push_back(c < cols
+                               ? units_along(element(a[0], e.i(c * across)))
+                               : e.zero(bf16 ? Ty::I32 : Ty::F32, L));
+          rows = e.transpose(rows);
+          for (int r = 0; r < L; ++r)
+            e.store_raw(rows[r], e.at(a[1], r * pitch), 4 * L);
+        });
+  }
+
+  // Runs of k are contiguous: transpose blocks in registers. The last block
+  // overlaps the one before it, so nothing needs a mask.
   void transposed(V src, V dst, V kk, int64_t pitch, int64_t cols) {
     V n = steps(kk), last = e.sub(n, e.i(L));
+    const int64_t whole = cols / L * L;
     e.loop(e.i(0), n, L, [&](V block) {
       V step = e.min(block, last);
       V s = element(src, e.mul(step, bf16 ? 2 : 1));
       V t = e.at(dst, e.mul(step, pitch));
-      for (int64_t g = 0; g < cols; g += L) {
-        Vs rows;
-        for (int64_t c = g; c < g + L; ++c)
-          rows.push_back(c < cols ? units_along(element(s, e.i(c * across)))
-                                  : e.zero(bf16 ? Ty::I32 : Ty::F32, L));
-        rows = e.transpose(rows);
-        for (int r = 0; r < L; ++r)
-          e.store_raw(rows[r], e.at(t, r * pitch + g), 4 * L);
-      }
+      for (int64_t g = 0; g < cols; g += L)
+        e.call(transposed_block(g < whole ? L : cols - whole, pitch),
+               {element(s, e.i(g * across)), e.at(t, g)});
     });
   }
 
