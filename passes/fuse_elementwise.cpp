@@ -18,7 +18,6 @@
 #include "ir/builder.h"
 #include "ir/op_def.h"
 #include "passes/pass.h"
-#include "passes/rewrite.h"
 #include "passes/topological.h"
 
 namespace moec {
@@ -144,6 +143,11 @@ class Fuser {
         changed = true;
       }
     if (changed) sort_topologically(g_);
+    for (Node* n = g_.last(); n;) {
+      Node* before = n->prev();
+      if (is_free(*n) && n->users().empty()) g_.erase(n);
+      n = before;
+    }
     return changed;
   }
 
@@ -376,7 +380,7 @@ class Fuser {
     fused->names = names;
     for (size_t i = 0; i < outer.size(); ++i)
       replace_outside(outer[i], fused->result(int(i)), id);
-    for (size_t i = group.nodes.size(); i-- > 0;) erase_dead(group.nodes[i]);
+    for (size_t i = group.nodes.size(); i-- > 0;) g_.erase(group.nodes[i]);
   }
 
   // Readers in the group itself go with it.

@@ -120,6 +120,7 @@ class Routed {
     offsets_ = route->result(0);
     perm_ = route->result(1);
     token_ = token_of_slot(b, route->result(1), choice[1]);
+    if (choice[1] > 1) token_.node->names = {"token"};
 
     Value y = slots_of(b, result_);
     Value inverse = b.reshape(route->result(2), choice);
@@ -205,8 +206,8 @@ class Routed {
   }
 
   bool closed() {
-    for (Node* n : cone_) {
-      if (n == &sum_) continue;
+    for (Node* n : graph_) {
+      if (!cone_.contains(n) || n == &sum_) continue;
       for (const Use& u : n->users())
         if (!cone_.contains(u.node))
           return fail_at(n->result(), "is also read outside the layer");

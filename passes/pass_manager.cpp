@@ -155,8 +155,7 @@ void check_stage(const Graph& g, Stage stage, const PipelineOptions& options) {
 std::string passes_reference() {
   std::string s =
       "# Passes\n\n"
-      "Generated from passes/passes.def; `moec opt --list` prints the "
-      "same.\n\n";
+      "Generated from passes/passes.def; `moec opt --list` prints them.\n\n";
   for (const PassInfo& p : kPasses) {
     s += fmt::format("## {}\n\n{}\n\n", p.name, p.summary);
     if (!p.needs.empty()) s += fmt::format("- requires: {}\n", p.needs);

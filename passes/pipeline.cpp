@@ -89,6 +89,7 @@ std::vector<PipelineStep> standard_pipeline(const PipelineOptions& o) {
   end_of(Stage::Matched);
   pass("grad");
   end_of(Stage::Grad);
+  if (o.fuse.has(Fusion::CrossEntropy)) pass("fuse-loss-grad");
   // What the backend lacks is decomposed before the clean-up, which then sees
   // the parts.
   pass("legalize");
@@ -96,6 +97,16 @@ std::vector<PipelineStep> standard_pipeline(const PipelineOptions& o) {
   pass("fold");
   pass("cse");
   pass("dce");
+  if (o.compute_dtype != DType::F32) {
+    pass("mixed-precision");
+    pass("canonicalize");
+    pass("cse");
+  }
+  // After the last cse, which would undo it.
+  if (o.remat) {
+    pass("remat");
+    pass("dce");
+  }
   end_of(Stage::Partitioned);
   if (o.fuse.has(Fusion::Elementwise) || o.fuse.has(Fusion::Reduction))
     pass("fuse-elementwise");

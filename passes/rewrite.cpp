@@ -12,8 +12,12 @@
 namespace moec {
 namespace {
 
+bool is_erased(const Node& n) {
+  return !n.prev() && !n.next() && n.graph().first() != &n;
+}
+
 bool is_dead(const Node& n) {
-  return n.users().empty() && !has_trait(n, kImpure);
+  return n.users().empty() && !has_trait(n, kImpure) && !is_erased(n);
 }
 
 class Worklist {

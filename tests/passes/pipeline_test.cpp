@@ -113,7 +113,8 @@ TEST_CASE("the fused step has no scores, logits or dense experts left") {
   auto g = compiled({});
   CHECK(count_ops(*g, Op::Attention) == 1);
   CHECK(count_ops(*g, Op::AttentionGrad) == 1);
-  CHECK(count_ops(*g, Op::LinearCrossEntropy) == 1);
+  CHECK(count_ops(*g, Op::LinearCrossEntropy) == 0);
+  CHECK(count_ops(*g, Op::LinearCrossEntropyBoth) == 1);
   CHECK(count_ops(*g, Op::Route) == 1);
   CHECK(count_ops(*g, Op::MoeFfn) == 0);  // it has a bias on the gate only
   CHECK(count_ops(*g, Op::GroupedMatmul) == 6);

@@ -48,7 +48,8 @@ double change_by(std::string_view text, const std::vector<std::string>& passes,
                  const PipelineOptions& options, i64 limit) {
   auto before = parse_graph(text);
   auto after = before->clone();
-  PassContext ctx{.options = options};
+  PassContext ctx;
+  ctx.options = options;
   run_passes(*after, passes, ctx);
   auto inputs = random_inputs(*before, 7, limit);
   return max_difference(interpret(*before, inputs, Precision::F64),
