@@ -25,10 +25,16 @@ bool position_wise(const Node& n) {
   }
 }
 
+// With one head or one position a reshape is as good as a transpose.
+bool is_reshape(Value v) {
+  const Dims& d = v.type().dims;
+  return d[1] == 1 || d[2] == 1;
+}
+
 // Whether `v` is a head transpose with position-wise ops after it, each of
 // which only this use needs.
 bool can_strip(Value v) {
-  while (!swaps_heads(*v.node)) {
+  while (!swaps_heads(*v.node) && !is_reshape(v)) {
     if (!position_wise(*v.node) || v.node->num_uses(0) != 1) return false;
     v = v.node->operand(0);
   }
@@ -39,6 +45,11 @@ bool can_strip(Value v) {
 Value strip(Value v) {
   Node& n = *v.node;
   if (swaps_heads(n)) return n.operand(0);
+  if (is_reshape(v)) {
+    const Dims& d = v.type().dims;
+    Builder b(n.graph(), n.next());
+    return b.reshape(v, {d[0], d[2], d[1], d[3]});
+  }
   Values operands(n.operands().begin(), n.operands().end());
   operands[0] = strip(operands[0]);
   Builder b(n.graph(), &n);

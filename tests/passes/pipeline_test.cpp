@@ -111,6 +111,7 @@ TEST_CASE("every set of fusions trains the same") {
 
 TEST_CASE("the fused step has no scores, logits or dense experts left") {
   auto g = compiled({});
+  INFO(print(*g));
   CHECK(count_ops(*g, Op::Attention) == 1);
   CHECK(count_ops(*g, Op::AttentionGrad) == 1);
   CHECK(count_ops(*g, Op::LinearCrossEntropy) == 0);
