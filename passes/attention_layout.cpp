@@ -41,6 +41,12 @@ bool can_strip(Value v) {
   return true;
 }
 
+// A strip of `v` makes a transpose go.
+bool has_transpose(Value v) {
+  while (!swaps_heads(*v.node) && !is_reshape(v)) v = v.node->operand(0);
+  return swaps_heads(*v.node);
+}
+
 // The same value in [B,T,H,D].
 Value strip(Value v) {
   Node& n = *v.node;
@@ -74,6 +80,9 @@ bool attention_layout(Graph& g, PassContext& context) {
       continue;
     }
     Values operands(n->operands().begin(), n->operands().end());
+    if (!has_transpose(operands[0]) && !has_transpose(operands[1]) &&
+        !has_transpose(operands[2]))
+      continue;
     for (int i = 0; i < 3; ++i) operands[i] = strip(operands[i]);
     AttrList attrs = n->attr_list();
     for (auto& [name, value] : attrs)
