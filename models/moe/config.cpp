@@ -1,5 +1,7 @@
 #include "models/moe/config.h"
 
+#include <fmt/format.h>
+
 #define TOML_EXCEPTIONS 1
 #include <toml++/toml.h>
 
