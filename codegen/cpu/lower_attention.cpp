@@ -10,12 +10,14 @@ namespace {
 AttentionSpec spec_of(const Node& n) {
   const Type &q = n.operand(0).type(), &k = n.operand(1).type(),
              &v = n.operand(2).type();
+  bool rows_outside = n.s("layout") == "bthd";
+  int head = rows_outside ? 2 : 1, row = rows_outside ? 1 : 2;
   AttentionSpec s;
   s.batch = q.dims[0];
-  s.heads = q.dims[1];
-  s.kv_heads = k.dims[1];
-  s.q_len = q.dims[2];
-  s.k_len = k.dims[2];
+  s.heads = q.dims[head];
+  s.kv_heads = k.dims[head];
+  s.q_len = q.dims[row];
+  s.k_len = k.dims[row];
   s.dim = q.dims[3];
   s.value_dim = v.dims[3];
   s.causal = n.b("causal");
@@ -23,7 +25,7 @@ AttentionSpec spec_of(const Node& n) {
   s.scale = n.f("scale");
   s.dropout = n.f("dropout");
   s.stream = n.i("stream");
-  s.set_layout(false);
+  s.set_layout(rows_outside);
   return s;
 }
 

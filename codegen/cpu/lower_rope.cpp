@@ -50,7 +50,8 @@ KernelSpec table_kernel(i64 positions, i64 width, double theta, double sign,
 
 Lowered lower_rope(const Node& n, const Target& t) {
   const Type& x = n.type();
-  i64 width = x.dim(-1), half = width / 2, steps = x.dim(-2);
+  i64 axis = n.i("axis") < 0 ? n.i("axis") + x.rank() : n.i("axis");
+  i64 width = x.dim(-1), half = width / 2, steps = x.dims[axis];
   bool given = n.num_operands() > 1;
   bool by_row = given && n.operand(1).type().rank() == 2;
   i64 positions = given ? n.operand(1).type().numel() : steps;
@@ -68,7 +69,7 @@ Lowered lower_rope(const Node& n, const Target& t) {
   for (Access* a : {&cos, &sin}) {
     a->strides.assign(p.dims.size(), 0);
     a->strides[p.dims.size() - 1] = 1;
-    a->strides[p.dims.size() - 2] = half;
+    a->strides[axis] = half;
     if (by_row) a->strides[0] = steps * half;
   }
   auto load = [&](int buffer, DType dt, const Access& from) {

@@ -36,23 +36,23 @@ constexpr int kVectors = 4;
 class ColumnKernel {
  public:
   ColumnKernel(Emit& e, const RowProgram& p, const Split& s, i64 blocks,
-               i64 col_blocks, i64 cols_per_task)
+               i64 kept_per_task, i64 col_blocks, i64 cols_per_task)
       : e_(e),
         p_(p),
         s_(s),
         blocks_(blocks),
+        kept_per_task_(kept_per_task),
         col_blocks_(col_blocks),
         cols_per_task_(cols_per_task),
         values_(e, p) {}
 
-  // task = (kept row * blocks + row block) * col_blocks + column block
+  // task = (kept rows * blocks + row block) * col_blocks + column block
   void run() {
     V t = e_.task();
     V cb = e_.urem(t, e_.i(col_blocks_));
     t = e_.udiv(t, e_.i(col_blocks_));
     block_ = e_.urem(t, e_.i(blocks_));
-    V kept_row = e_.udiv(t, e_.i(blocks_));
-    kept_ = RowEvaluator::coordinates(e_, s_.kept, kept_row);
+    V kept_rows = e_.mul(e_.udiv(t, e_.i(blocks_)), kept_per_task_);
     i64 per = (s_.reduced_rows + blocks_ - 1) / blocks_;
     r0_ = e_.mul(block_, per);
     r1_ = e_.min(e_.add(r0_, per), e_.i(s_.reduced_rows));
@@ -63,12 +63,18 @@ class ColumnKernel {
     V n = e_.sub(limit, first);
     V main = e_.add(first, e_.and_(n, e_.i(-i64(kVectors) * w)));
     V end = e_.add(first, e_.and_(n, e_.i(-i64(w))));
-    e_.loop(first, main, kVectors * w,
-            [&](V c) { stripe(c, kVectors, nullptr); });
-    e_.loop(main, end, w, [&](V c) { stripe(c, 1, nullptr); });
-    if (p_.cols() % w)
-      e_.if_(e_.lt(end, limit),
-             [&] { stripe(end, 1, e_.mask(e_.sub(limit, end), w)); });
+    auto stripes = [&](V kept_row) {
+      kept_ = RowEvaluator::coordinates(e_, s_.kept, kept_row);
+      e_.loop(first, main, kVectors * w,
+              [&](V c) { stripe(c, kVectors, nullptr); });
+      e_.loop(main, end, w, [&](V c) { stripe(c, 1, nullptr); });
+      if (p_.cols() % w)
+        e_.if_(e_.lt(end, limit),
+               [&] { stripe(end, 1, e_.mask(e_.sub(limit, end), w)); });
+    };
+    if (s_.kept_rows == 1) return stripes(e_.i(0));
+    V last = e_.min(e_.add(kept_rows, kept_per_task_), e_.i(s_.kept_rows));
+    e_.loop(kept_rows, last, 1, stripes);
   }
 
  private:
@@ -124,7 +130,7 @@ class ColumnKernel {
   Emit& e_;
   const RowProgram& p_;
   const Split& s_;
-  i64 blocks_, col_blocks_, cols_per_task_;
+  i64 blocks_, kept_per_task_, col_blocks_, cols_per_task_;
   RowEvaluator values_;
   Vs kept_;
   V block_ = nullptr, r0_ = nullptr, r1_ = nullptr;
@@ -136,19 +142,21 @@ KernelSpec column_kernel(RowProgram p, const Target&, i64 blocks) {
   p.analyse();
   Split s = split_rows(p);
   i64 rows = std::max<i64>(1, (s.reduced_rows + blocks - 1) / blocks);
-  i64 want = std::max<i64>(
-      1, task_elements(p.ns_per_element(), p.rows() * p.cols()) / rows);
+  i64 all_cols = std::max<i64>(1, p.cols());
+  i64 want = task_elements(p.ns_per_element(), p.rows() * p.cols()) / rows;
   constexpr i64 kGrain = 64;
-  i64 cols = std::min((want + kGrain - 1) / kGrain * kGrain,
-                      std::max<i64>(1, p.cols()));
+  i64 cols = std::min((std::max<i64>(1, want) + kGrain - 1) / kGrain * kGrain,
+                      all_cols);
   i64 col_blocks = (p.cols() + cols - 1) / cols;
+  i64 kept = std::max<i64>(1, want / all_cols);
+  i64 kept_blocks = (s.kept_rows + kept - 1) / kept;
   KernelSpec k;
-  k.key =
-      fmt::format("{}\ncolumns {} {} {}", p.key(), blocks, col_blocks, cols);
-  k.tasks = s.kept_rows * blocks * col_blocks;
+  k.key = fmt::format("{}\ncolumns {} {} {} {}", p.key(), blocks, kept,
+                      col_blocks, cols);
+  k.tasks = kept_blocks * blocks * col_blocks;
   k.bytes = p.bytes();
-  k.emit = [p = std::move(p), s, blocks, col_blocks, cols](Emit& e) {
-    ColumnKernel(e, p, s, blocks, col_blocks, cols).run();
+  k.emit = [p = std::move(p), s, blocks, kept, col_blocks, cols](Emit& e) {
+    ColumnKernel(e, p, s, blocks, kept, col_blocks, cols).run();
   };
   return k;
 }

@@ -35,7 +35,7 @@ TEST_CASE("every op agrees with the interpreter at every feature level") {
       try {
         got = runner.run(*g, in);
       } catch (const std::exception& e) {
-        FAIL_CHECK(e.what());
+        FAIL_CHECK(std::string(e.what()));
         continue;
       }
       for (size_t i = 0; i < want.size(); ++i) {
