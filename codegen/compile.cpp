@@ -53,8 +53,7 @@ std::unique_ptr<CompiledFunction> compile(const Graph& g, Backend& backend,
   context.debug = options.debug;
   auto graph = g.clone();
   auto stats = run_pipeline(*graph, context, options.hooks);
-  double seconds =
-      std::chrono::duration<double>(Clock::now() - start).count();
+  double seconds = std::chrono::duration<double>(Clock::now() - start).count();
   auto f = backend.lower(std::move(graph));
   f->info_.passes_s = seconds;
   for (const PassStats& s : stats)

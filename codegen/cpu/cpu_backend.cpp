@@ -143,8 +143,8 @@ class CpuFunction : public CompiledFunction {
                       ? std::string(op_name(n.op()))
                       : fmt::format("{} {}", op_name(n.op()), n.where.scope);
       for (size_t i = 0; i < l.buffers.size(); ++i)
-        out.buffers.push_back(ref(own[l.buffers[i]],
-                                  l.offsets.empty() ? 0 : l.offsets[i]));
+        out.buffers.push_back(
+            ref(own[l.buffers[i]], l.offsets.empty() ? 0 : l.offsets[i]));
       // What the kernels do not state is the node's, at its first launch.
       if (stated == 0 && first) l.spec.flops = cost_of(n).flops;
       first = false;

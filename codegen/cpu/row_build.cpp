@@ -283,10 +283,16 @@ void RowBuilder::add_output(Value v, int buffer) {
     v = v.node->operand(0);
   View view;
   if (!find_view(v, view)) {
-    MOEC_CHECK(v.type().dims == shape_, "output {} of {} in a space {}",
-               to_string(v.type()), op_name(node_.op()),
-               fmt::join(shape_, ","));
+    // Made of operands only: one element per row.
+    const Dims& d = v.type().dims;
+    MOEC_CHECK(!shape_.empty() && d.size() + 1 >= shape_.size() &&
+                   std::equal(shape_.begin(), shape_.end() - 1, d.begin()) &&
+                   (d.size() < shape_.size() || d.back() == 1),
+               "output {} of {} in a space {}", to_string(v.type()),
+               op_name(node_.op()), fmt::join(shape_, ","));
     view = identity();
+    view.pop_back();
+    if (d.size() == shape_.size()) view.push_back({});
   }
   const Node& n = *v.node;
   RowStore s;
