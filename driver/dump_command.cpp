@@ -1,6 +1,7 @@
 // moec dump: the IR of a model's functions, or of a file, at every stage.
 #include <CLI/CLI.hpp>
 
+#include "codegen/backend.h"
 #include "driver/commands.h"
 #include "driver/common.h"
 #include "ir/text.h"
@@ -51,11 +52,17 @@ void run(const Options& o) {
   moe::EngineOptions engine;
   auto graphs = functions(o, engine);
   std::string stage = o.stage.empty() ? "input" : o.stage;
+  if (stage == "llvm" || stage == "asm") {
+    moe::Engine device(engine);
+    for (auto& g : graphs)
+      fmt::print("{}", device.compile(std::move(g)).compiled().code(stage));
+    return;
+  }
   if (!is_stage(stage)) {
     std::string known;
     for (int i = 0; i < kNumStages; ++i)
-      known += fmt::format("{}{}", i ? ", " : "", stage_name(Stage(i)));
-    usage_error("--stage {}: stages are {}", stage, known);
+      known += fmt::format("{}, ", stage_name(Stage(i)));
+    usage_error("--stage {}: stages are {}llvm and asm", stage, known);
   }
   for (size_t i = 0; i < graphs.size(); ++i) {
     auto& g = graphs[i];
@@ -95,7 +102,8 @@ void add_dump_command(CLI::App& app) {
       ->required();
   c->add_option("--fn", o->fn, "One function; default all");
   c->add_option("--stage", o->stage,
-                "input, matched, grad, partitioned, fused or scheduled");
+                "input, matched, grad, partitioned, fused, scheduled, llvm "
+                "or asm");
   c->add_option("--to", o->to, "Write FN/NN_pass.ir for every pass there");
   add_run_flags(*c, *o);
   c->callback([o] { run(*o); });

@@ -149,6 +149,16 @@ std::unique_ptr<Graph> decode_function(const Transformer& m, i64 b,
   });
 }
 
+std::unique_ptr<Graph> routes_function(const Transformer& m, i64 b, i64 t) {
+  return trace("routes", m.parameters(), [&] {
+    std::vector<Operand> layers;
+    for (auto& r : m.encode(token_input(b, t)).routings)
+      layers.push_back(reshape(r.indices, {1, b * t, r.indices.dim(1)}));
+    Tensor all = layers.size() == 1 ? layers[0].tensor : concat(layers, 0);
+    return Outputs{{"routes", all}};
+  });
+}
+
 std::unique_ptr<Graph> loss_function(const Transformer& m, i64 b, i64 t) {
   return trace("loss", m.parameters(), [&] {
     std::vector<Routing> routings;

@@ -24,6 +24,8 @@ std::unique_ptr<Graph> prefill_function(const Transformer&, i64 batch, i64 seq,
 // logits f32[B,vocab], the caches with these tokens, in place.
 std::unique_ptr<Graph> decode_function(const Transformer&, i64 batch,
                                        i64 length);
+// tokens -> routes i32[MoE layers, B*T, top_k]: the chosen experts
+std::unique_ptr<Graph> routes_function(const Transformer&, i64 batch, i64 seq);
 // tokens, targets -> loss, ce
 std::unique_ptr<Graph> loss_function(const Transformer&, i64 batch, i64 seq);
 // tokens, targets -> loss, ce, grad.<parameter>...
