@@ -7,6 +7,7 @@
 #include "codegen/cpu/peak.h"
 #include "driver/commands.h"
 #include "driver/common.h"
+#include "driver/tokenizer_command.h"
 #include "models/moe/benchmark.h"
 #include "models/moe/model_io.h"
 
@@ -172,6 +173,7 @@ void add_bench_command(CLI::App& app) {
   add_peak(*bench);
   add_ops(*bench);
   add_generate(*bench);
+  add_bench_tokenizer(*bench);
 }
 
 }  // namespace moec

@@ -1,4 +1,6 @@
 // moec eval: the loss of a checkpoint on a file.
+#include <fmt/ranges.h>
+
 #include <CLI/CLI.hpp>
 #include <cmath>
 #include <nlohmann/json.hpp>

@@ -1,4 +1,6 @@
 // moec generate: text or token ids from a checkpoint.
+#include <fmt/ranges.h>
+
 #include <CLI/CLI.hpp>
 #include <chrono>
 #include <nlohmann/json.hpp>
