@@ -48,6 +48,11 @@ const Table& table() {
     x[int(Op::Matmul)] = lower_matmul;
     x[int(Op::GroupedMatmul)] = lower_grouped_matmul;
     x[int(Op::GroupedMatmulDw)] = lower_grouped_matmul_dw;
+    x[int(Op::MoeFfn)] = lower_moe_ffn;
+    x[int(Op::MoeFfnGrad)] = lower_moe_ffn_grad;
+    x[int(Op::LinearCrossEntropy)] = lower_linear_cross_entropy;
+    x[int(Op::LinearCrossEntropyGrad)] = lower_linear_cross_entropy_grad;
+    x[int(Op::LinearCrossEntropyBoth)] = lower_linear_cross_entropy_both;
     return x;
   }();
   return t;
@@ -59,12 +64,15 @@ LowerFn cpu_lowering(Op op) { return table()[int(op)]; }
 
 bool cpu_supports(const Node& n) {
   if (!cpu_lowering(n.op())) return false;
+  // the fused kernels are written for f32
+  if (n.op() != Op::Fusion && has_trait(n, kFused))
+    for (Value v : n.operands())
+      if (is_float(v.type().dtype) && v.type().dtype != DType::F32)
+        return false;
   for (Value v : n.operands())
     if (v.type().dtype == DType::F64) return false;
   for (const Type& t : n.types())
     if (t.dtype == DType::F64) return false;
-  if (n.op() == Op::Attention || n.op() == Op::AttentionGrad)
-    return attention_supported(n);
   return true;
 }
 

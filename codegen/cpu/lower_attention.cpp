@@ -1,6 +1,4 @@
 // Attention ops as the flash kernels of attention.h.
-#include <algorithm>
-
 #include "codegen/cpu/attention.h"
 #include "codegen/cpu/lowerings.h"
 
@@ -30,14 +28,6 @@ AttentionSpec spec_of(const Node& n) {
 }
 
 }  // namespace
-
-bool attention_supported(const Node& n) {
-  for (Value v : n.operands())
-    if (v.type().dtype != DType::F32 && v.type().dtype != DType::U32)
-      return false;
-  AttentionSpec s = spec_of(n);
-  return s.window == 0 || s.causal;
-}
 
 Lowered lower_attention(const Node& n, const Target& t) {
   AttentionSpec s = spec_of(n);

@@ -52,9 +52,14 @@ Lowered lower_route(const Node&, const Target&);
 Lowered lower_global_norm(const Node&, const Target&);
 Lowered lower_adamw(const Node&, const Target&);
 Lowered lower_attention(const Node&, const Target&);
-bool attention_supported(const Node&);
 Lowered lower_matmul(const Node&, const Target&);
 Lowered lower_grouped_matmul(const Node&, const Target&);
 Lowered lower_grouped_matmul_dw(const Node&, const Target&);
+
+Lowered lower_moe_ffn(const Node&, const Target&);
+Lowered lower_moe_ffn_grad(const Node&, const Target&);
+Lowered lower_linear_cross_entropy(const Node&, const Target&);
+Lowered lower_linear_cross_entropy_grad(const Node&, const Target&);
+Lowered lower_linear_cross_entropy_both(const Node&, const Target&);
 
 }  // namespace moec
