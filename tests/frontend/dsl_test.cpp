@@ -1,5 +1,8 @@
 // The DSL: what it records, names, places, parameters and errors.
 #include "frontend/nn.h"
+
+#include <cmath>
+
 #include "frontend/optim.h"
 #include "ir/text.h"
 #include "ir/verifier.h"

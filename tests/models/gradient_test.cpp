@@ -19,7 +19,7 @@ TEST_CASE("gradients equal central differences in f64") {
     PassContext context;
     run_passes(*grad, {"grad"}, context);
 
-    std::vector<Tensor> args;
+    std::vector<moec::Tensor> args;
     for (auto& p : m.model.parameters().all()) {
       auto values = m.state.f32(p.name);
       args.push_back(
@@ -27,7 +27,8 @@ TEST_CASE("gradients equal central differences in f64") {
     }
     for (uint64_t seed : {3, 4}) {
       auto ids = random_ids(12, 11, seed);
-      args.push_back({Type{DType::I32, {2, 6}}, {ids.begin(), ids.end()}});
+      args.push_back(
+          moec::Tensor{Type{DType::I32, {2, 6}}, {ids.begin(), ids.end()}});
     }
     auto analytic = interpret(*grad, args, Precision::F64);
     auto value = [&] {
