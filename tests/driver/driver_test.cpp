@@ -1,4 +1,6 @@
 // The commands: what they print, and one clear error for every bad input.
+#include <algorithm>
+#include <cmath>
 #include <nlohmann/json.hpp>
 
 #include "runtime/safetensors.h"
@@ -69,7 +71,7 @@ TEST_CASE_FIXTURE(Fixture, "train, eval and generate") {
   auto j = nlohmann::json::parse(last_line(e.out));
   CHECK(j["tokens"] == 299);
   CHECK(j["expert_load"].size() == 1);
-  i64 total = 0;
+  int64_t total = 0;
   for (auto& n : j["expert_load"][0]) total += int64_t(n);
   CHECK(total == 2 * 299);
   // One byte a character, so that bits follow from nats.
@@ -132,9 +134,9 @@ TEST_CASE_FIXTURE(Fixture, "inspect counts parameters") {
   auto i = run_moec({"inspect", config.string(), "--json"});
   REQUIRE(i.code == 0);
   auto j = nlohmann::json::parse(last_line(i.out));
-  i64 total = 0;
+  int64_t total = 0;
   for (auto& p : j["params"]) {
-    i64 n = 1;
+    int64_t n = 1;
     for (auto& d : p["shape"]) n *= int64_t(d);
     total += n;
   }
