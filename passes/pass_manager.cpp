@@ -159,7 +159,9 @@ std::string passes_reference() {
   for (const PassInfo& p : kPasses) {
     s += fmt::format("## {}\n\n{}\n\n", p.name, p.summary);
     if (!p.needs.empty()) s += fmt::format("- requires: {}\n", p.needs);
-    s += fmt::format("- establishes: {}\n\n", p.establishes);
+    if (!p.establishes.empty())
+      s += fmt::format("- establishes: {}\n", p.establishes);
+    s += "\n";
   }
   s += "## The standard pipeline\n\n";
   for (const PipelineStep& step : standard_pipeline({})) {

@@ -97,6 +97,7 @@ std::vector<PipelineStep> standard_pipeline(const PipelineOptions& o) {
   pass("fold");
   pass("cse");
   pass("dce");
+  pass("split-norm");
   if (o.compute_dtype != DType::F32) {
     pass("mixed-precision");
     pass("canonicalize");

@@ -67,6 +67,8 @@ class Lifetimes {
     for (Value v : distinct(n)) --left_.at(v);
   }
 
+  bool has_one_reader_left(Value root) const { return left_.at(root) == 1; }
+
   // An update of an argument must not run before the argument's other
   // readers, or it could not be written in place.
   bool may_write(Node& n) const {
@@ -181,7 +183,8 @@ class Ordering {
     order.push_back(n);
   }
 
-  // Readers of what `n` wrote, and writers of arguments that it read.
+  // Readers of what `n` wrote, the last readers of what it read, and writers
+  // of arguments that it read.
   void push_hoistable(Node* n, std::vector<Node*>& stack) {
     std::vector<Node*> next;
     auto consider = [&](Node* u) {
@@ -191,9 +194,10 @@ class Ordering {
     for (const Use& u : n->users()) consider(u.node);
     for (Value v : n->operands()) {
       Value r = Lifetimes::root(v);
-      if (r.node->op() != Op::Arg) continue;
-      for (const Use& u : r.node->users())
-        if (u.node->op() == Op::AdamW) consider(u.node);
+      bool is_arg = r.node->op() == Op::Arg;
+      if (!is_arg && !lifetimes_.has_one_reader_left(r)) continue;
+      for (const Use& u : v.node->users())
+        if (!is_arg || u.node->op() == Op::AdamW) consider(u.node);
     }
     // The first made is run first.
     std::sort(next.begin(), next.end(), [&](Node* a, Node* b) {
