@@ -241,12 +241,14 @@ void Graph::replace_all_uses(Value from, Value to) {
 }
 
 void Graph::erase(Node* n) {
+  MOEC_CHECK(n->graph_ == this, "{} is erased twice", op_name(n->op_));
   MOEC_CHECK(n->users_.empty(), "{} still has users", op_name(n->op_));
   for (int i = 0; i < n->num_operands(); ++i)
     remove_use(n->operands_[i], {n, i});
   n->operands_.clear();
   if (n->op_ == Op::Arg) args_.erase(std::find(args_.begin(), args_.end(), n));
   unlink(n);
+  n->graph_ = nullptr;
 }
 
 void Graph::move_before(Node* n, Node* before) {
