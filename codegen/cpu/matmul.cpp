@@ -99,7 +99,7 @@ MatmulPlan plan_matmul(const MatmulDesc& d, const Target& t) {
   p.block_n = packs_a ? 4 * p.panel : p.panel;
   double rows = goal / (2.0 * double(p.block_n) * double(k));
   p.block_m = packs_a ? 128 : std::clamp<int64_t>(int64_t(rows), 256, 1024);
-  if (by_rows) p.block_m = 256;
+  if (by_rows) p.block_m = m >= 1024 * d.experts ? 512 : 384;
   p.block_m = std::min(p.block_m, m);
   if (!packs_a && !by_rows && p.block_m < 512 && m >= 1024) {
     p.block_m = 512;

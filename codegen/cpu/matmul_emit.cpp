@@ -307,8 +307,16 @@ void Body::run() {
                     e.zext(here, Ty::I64), e.select(here, c[3], next)};
         });
     e.if_(e.ne(found[2], e.i(0)), [&] {
-      V row = e.add(found[3], e.mul(found[1], p.block_m));
-      V rows = e.min(e.sub(offset(e.add(found[0], 1)), row), e.i(p.block_m));
+      // the expert's rows in equal blocks of whole tiles: a small remainder
+      // would pack a panel for a few rows
+      V end = offset(e.add(found[0], 1));
+      V count = e.sub(end, found[3]);
+      V blocks = e.ceil_div(count, p.block_m);
+      const int64_t tall = p.heights[0];
+      V each = e.udiv(e.add(count, e.sub(blocks, e.i(1))), blocks);
+      each = e.mul(e.ceil_div(each, tall), tall);
+      V row = e.add(found[3], e.mul(found[1], each));
+      V rows = e.max(e.min(e.sub(end, row), each), e.i(0));
       block(e.i(0), found[0], row, rows, block_n, e.i(0), e.i(d.k));
     });
     return;
