@@ -17,6 +17,7 @@ namespace {
 struct TrainFlags : RunFlags {
   std::string config, dtype;
   i64 steps = 10;
+  bool profile = false;
 };
 
 void run_train(const TrainFlags& o) {
@@ -25,6 +26,7 @@ void run_train(const TrainFlags& o) {
   auto config = moe::open_model(o.config, set).config;
   auto engine = engine_options(o, config);
   auto b = moe::bench_train(config, engine, o.steps);
+  if (o.profile) fmt::print(stderr, "{}", b.profile);
   moe::Engine threads(engine);
   nlohmann::ordered_json j = {
       {"config", std::filesystem::path(o.config).stem().string()},
@@ -54,6 +56,7 @@ void add_train(CLI::App& bench) {
   c->add_option("--dtype", o->dtype, "f32 or bf16 (train.dtype)");
   c->add_option("--steps", o->steps, "Timed steps")
       ->check(CLI::Range(1, 1000000));
+  c->add_flag("--profile", o->profile, "Time by kernel, to stderr");
   add_run_flags(*c, *o);
   c->callback([o] { run_train(*o); });
 }

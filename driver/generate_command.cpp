@@ -75,9 +75,11 @@ void run(const Options& o) {
     if (opened.tokenizer) r.decoder.emplace(*opened.tokenizer);
   bool stream = prompts.size() == 1 && !o.ids && !o.json && o.stop.empty();
   if (stream && !o.prompts.empty()) fmt::print("{}", o.prompts[0]);
+  auto options = o.generate;
+  if (opened.tokenizer) options.ids = opened.tokenizer->vocab_size();
   double start = seconds(), first = 0;
   i64 count = 0;
-  auto out = generator.generate(prompts, o.generate, [&](i64 r, int32_t id) {
+  auto out = generator.generate(prompts, options, [&](i64 r, int32_t id) {
     if (count++ == 0) first = seconds();
     auto& row = rows[size_t(r)];
     size_t before = row.text.size();

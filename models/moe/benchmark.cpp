@@ -9,6 +9,7 @@
 #include "models/moe/generation.h"
 #include "models/moe/model_io.h"
 #include "models/moe/schedule.h"
+#include "runtime/trace.h"
 #include "support/cpu.h"
 #include "support/rng.h"
 
@@ -84,6 +85,11 @@ TrainBenchmark bench_train(const Config& config, const EngineOptions& options,
   peak = std::max(peak, engine.measure_peak());
   if (peak > 0)
     b.peak_fraction = b.tokens_per_s * train_flops_per_token(config) / peak;
+  Trace trace;
+  f.set_trace(&trace);
+  f.run();
+  f.set_trace(nullptr);
+  b.profile = trace.table(peak);
   return b;
 }
 

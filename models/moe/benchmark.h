@@ -13,6 +13,7 @@ struct TrainBenchmark {
   double peak_rss_mib = 0;
   double peak_fraction = 0;    // of threads * the FMA peak measured here
   double loss0 = 0, loss = 0;  // of the very first and the last step
+  std::string profile;         // time by kernel of one more step, as a table
 };
 
 // 3 steps to warm up, then `steps` timed ones, on one seeded batch of uniform

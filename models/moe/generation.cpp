@@ -154,6 +154,7 @@ std::vector<std::vector<int32_t>> Generator::generate(const Texts& prompts,
   }
   Texts texts = prompts, out(prompts.size());
   std::vector<bool> done(prompts.size());
+  size_t ids = o.ids > 0 ? std::min(size_t(o.ids), vocab) : vocab;
   sizes_.clear();  // other texts than those of earlier calls
   for (i64 step = 0; step < o.max_tokens; ++step) {
     auto logits = next(texts);
@@ -164,8 +165,8 @@ std::vector<std::vector<int32_t>> Generator::generate(const Texts& prompts,
         texts[r].push_back(0);
         continue;
       }
-      int32_t id = sample(logits.subspan(r * vocab, vocab), texts[r],
-                          o.sampling, i64(r), step);
+      int32_t id = sample(logits.subspan(r * vocab, ids), texts[r], o.sampling,
+                          i64(r), step);
       texts[r].push_back(id);
       if (std::ranges::find(o.stop, id) != o.stop.end()) {
         done[r] = true;

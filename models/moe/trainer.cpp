@@ -219,6 +219,7 @@ void Trainer::evaluate_and_sample(i64 done, std::vector<Metric>& metrics) {
   g.sampling.top_k = 40;
   g.sampling.seed = uint64_t(done);
   g.max_tokens = 160;
+  g.ids = corpus_.tokenizer->vocab_size();
   int32_t first = 0;
   corpus_.val.copy(0, {&first, 1});
   auto ids = generator_.generate({{first}}, g)[0];

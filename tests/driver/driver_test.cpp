@@ -115,8 +115,8 @@ TEST_CASE_FIXTURE(Fixture, "run gives the tensors of a function") {
   auto r = run_moec({"run", ir, "--inputs", in, "--outputs", out});
   CAPTURE(r.err);
   REQUIRE(r.code == 0);
-  auto bytes =
-      Safetensors(out).require("out0", DType::I32, std::vector<int64_t>{2, 6});
+  Safetensors result(out);
+  auto bytes = result.require("out0", DType::I32, std::vector<int64_t>{2, 6});
   CHECK(int(bytes[4]) == 2);
 }
 
