@@ -103,8 +103,10 @@ std::vector<PipelineStep> standard_pipeline(const PipelineOptions& o) {
     pass("canonicalize");
     pass("cse");
   }
-  // After the last cse, which would undo it.
+  // After the last cse, which would undo it; the peak is that of the
+  // scheduled graph.
   if (o.remat) {
+    pass("schedule");
     pass("remat");
     pass("dce");
   }
