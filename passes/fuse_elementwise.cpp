@@ -24,6 +24,9 @@ namespace moec {
 namespace {
 
 constexpr int kMaxNodes = 48, kMaxOperands = 24;
+// Places between two groups that may become one: what is far apart in the
+// order would only live longer, and what remat made again would be kept.
+constexpr int kMaxDistance = 100;
 // Nodes that a search for a path between groups may visit.
 constexpr int kMaxVisits = 600;
 
@@ -238,9 +241,15 @@ class Fuser {
     return int(in.size());
   }
 
+  int distance(int a, int b) const {
+    return std::max(groups_[a].first, groups_[b].first) -
+           std::min(groups_[a].last, groups_[b].last);
+  }
+
   bool merge(int a, int b) {
     if (groups_[a].nodes.size() + groups_[b].nodes.size() > kMaxNodes ||
-        operand_count(a, b) > kMaxOperands || path(a, b) || path(b, a))
+        distance(a, b) > kMaxDistance || operand_count(a, b) > kMaxOperands ||
+        path(a, b) || path(b, a))
       return false;
     if (groups_[a].nodes.size() < groups_[b].nodes.size()) std::swap(a, b);
     Group &to = groups_[a], &from = groups_[b];

@@ -43,10 +43,13 @@ class Remat {
 
   bool run() {
     bool changed = false;
+    for (int i = 0; i < peak_; ++i)
+      for (int r = 0; r < nodes_[i]->num_results(); ++r)
+        steps(nodes_[i]->result(r));
     for (int i = peak_; i-- > 0;) {
       Node* n = nodes_[i];
       for (int r = 0; r < n->num_results(); ++r)
-        if (crosses(n->result(r)) && can_recompute(n->result(r), 0)) {
+        if (crosses(n->result(r)) && can_recompute(n->result(r))) {
           recompute(n->result(r));
           changed = true;
         }
@@ -68,12 +71,20 @@ class Remat {
     return last;
   }
 
+  static bool is_output(Value v) {
+    for (const Use& u : v.node->users())
+      if (u.node->op() == Op::Return && u.node->operand(u.operand) == v)
+        return true;
+    return false;
+  }
+
   void find_peak() {
     std::vector<i64> change(nodes_.size() + 2);
     for (Node* n : nodes_) {
       if (n->op() == Op::Arg || n->op() == Op::Reshape) continue;
       for (int r = 0; r < n->num_results(); ++r) {
         Value v = n->result(r);
+        if (is_output(v)) continue;  // in the caller's memory
         change[position_[n]] += v.type().bytes();
         change[last_use(v) + 1] -= v.type().bytes();
       }
@@ -92,17 +103,28 @@ class Remat {
            last_use(v, false) > peak_ && v.type().bytes() >= kWorthwhile;
   }
 
-  // Kept over the peak: an argument, or what is too dear to recompute.
-  bool is_kept(Value v) const {
-    if (v.node->op() == Op::Arg) return true;
-    return !is_cheap(*v.node) && last_use(v) > peak_;
+  bool is_alive(Value v) const {
+    return v.node->op() == Op::Arg || last_use(v) > peak_;
   }
 
-  bool can_recompute(Value v, int depth) const {
-    if (depth > kMaxDepth || !is_cheap(*v.node)) return false;
-    for (Value o : v.node->operands())
-      if (!is_kept(o) && !can_recompute(o, depth + 1)) return false;
-    return true;
+  // What stays over the peak: arguments, and what cannot be made again.
+  bool is_kept(Value v) { return is_alive(v) && !can_recompute(v); }
+
+  // Cheap ops on what stays, or on what can be made again itself.
+  bool can_recompute(Value v) { return steps(v) <= kMaxSteps; }
+
+  // How many ops deep; more than kMaxSteps if it cannot be. Found before
+  // anything is changed, and remembered.
+  int steps(Value v) {
+    if (auto at = steps_.find(v); at != steps_.end()) return at->second;
+    int deepest = is_cheap(*v.node) ? 1 : kMaxSteps + 1;
+    if (deepest == 1)
+      for (Value o : v.node->operands()) {
+        int below = steps(o);
+        if (below > kMaxSteps && is_alive(o)) below = 0;
+        deepest = std::max(deepest, below + 1);
+      }
+    return steps_[v] = std::min(deepest, kMaxSteps + 1);
   }
 
   // Readers after the peak get a copy that stands before the first of them.
@@ -139,11 +161,12 @@ class Remat {
   }
 
   static constexpr i64 kWorthwhile = 4096;
-  static constexpr int kMaxDepth = 6;
+  static constexpr int kMaxSteps = 6;
 
   Graph& g_;
   std::vector<Node*> nodes_;
   absl::flat_hash_map<const Node*, int> position_;
+  absl::flat_hash_map<Value, int> steps_;
   int peak_ = 0;
 };
 

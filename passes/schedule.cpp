@@ -11,6 +11,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <tuple>
 
 #include "ir/op_def.h"
 #include "passes/memory_plan.h"
@@ -136,7 +137,7 @@ class Ordering {
       : lifetimes_(g), hoist_(hoist), sink_(sink) {
     for (Node* n : given) position_[n] = int(position_.size());
     for (Node* n : given) {
-      if (done_.contains(n)) continue;
+      if (done_.contains(n) || !lifetimes_.may_write(*n)) continue;
       if (sink_ && !n->users().empty() && !returned(*n) &&
           lifetimes_.allocates(*n) > lifetimes_.frees(*n))
         continue;
@@ -233,16 +234,31 @@ i64 peak_live_bytes(const Graph& g, absl::Span<Node* const> order) {
   return peak;
 }
 
+// Updates of arguments that stand before another reader of the argument: each
+// would cost a copy.
+int late_readers(const Graph& g, absl::Span<Node* const> order) {
+  Lifetimes lifetimes(g);
+  int n = 0;
+  for (Node* node : order) {
+    n += !lifetimes.may_write(*node);
+    lifetimes.run(*node);
+  }
+  return n;
+}
+
 bool schedule(Graph& g, PassContext& ctx) {
   std::vector<Node*> given;
   for (Node* n : g)
     if (n->op() != Op::Arg && n->op() != Op::Return) given.push_back(n);
   std::vector<Node*> best = given;
   i64 given_peak = peak_live_bytes(g, given), best_peak = given_peak;
+  int best_late = late_readers(g, given);
   for (bool sink : {false, true}) {
     Ordering tried(g, given, /*hoist=*/true, sink);
     i64 peak = peak_live_bytes(g, tried.order);
-    if (peak >= best_peak) continue;
+    int late = late_readers(g, tried.order);
+    if (std::tie(late, peak) >= std::tie(best_late, best_peak)) continue;
+    best_late = late;
     best_peak = peak;
     best = std::move(tried.order);
   }
