@@ -65,6 +65,7 @@ struct ThreadPool::Impl {
   alignas(64) const Fn* fn = nullptr;
   int64_t tasks = 0;
   uint64_t mute_until = 0, mute = 0;
+  uint64_t debt = 0, settled = __rdtsc();
   std::mutex callers, errors;
   std::exception_ptr error;
   int64_t error_task = 0;
@@ -150,11 +151,21 @@ struct ThreadPool::Impl {
     uint64_t t1 = __rdtsc();
     // Waiting for a task or two is the normal end of a region of long tasks.
     uint64_t task_ticks = (t0 - start) / uint64_t(std::max<int64_t>(done, 1));
-    if (t1 - t0 > std::max(300 * us, 4 * task_ticks)) {
-      mute = std::clamp(2 * mute, 64000 * us, 1000000 * us);
-      mute_until = t1 + mute;
-    } else if (t1 > mute_until + mute) {
-      mute = 0;
+    uint64_t normal = std::max(300 * us, 4 * task_ticks);
+    settle(t1, t1 - t0 > normal ? t1 - t0 - normal : 0);
+  }
+
+  // Lost time leaks away at a quarter of the clock: a hiccup is forgiven, a
+  // core that another process shares is not.
+  void settle(uint64_t now, uint64_t lost) {
+    uint64_t leak = (now - settled) / 4;
+    debt = (debt > leak ? debt - leak : 0) + lost;
+    settled = now;
+    if (debt > 10000 * us) {
+      bool again = mute && now < mute_until + mute;
+      mute = again ? std::min(2 * mute, 1000000 * us) : 64000 * us;
+      mute_until = now + mute;
+      debt = 0;
     }
   }
 };

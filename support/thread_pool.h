@@ -3,9 +3,10 @@
 // Tasks are claimed one by one from a counter, and the caller, who works too,
 // waits only for workers that entered the region: one that the system has not
 // scheduled in time finds the region closed and delays nobody. Waiting is a
-// spin of 20 us, then a futex. If the end of a region still has to wait for a
-// worker far longer than a task takes, another process holds its core; workers
-// then stay out for 64 ms, doubling to 1 s while that keeps happening.
+// spin of 20 us, then a futex. If the ends of regions keep waiting for a
+// worker far longer than a task takes (10 ms lost, a quarter of the time
+// forgiven), another process holds its core; workers then stay out for 64 ms,
+// doubling to 1 s while that goes on.
 #pragma once
 #include <cstdint>
 #include <memory>
