@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "tokenizer/encoder.h"
+#include "tokenizer/nfc.h"
 #include "tokenizer/text_cursor.h"
 
 namespace moec::bpe {
@@ -20,6 +21,8 @@ void encode_parallel(EncoderPool& pool, std::string_view text, bool specials,
                      int threads,
                      FunctionRef<void(std::span<const uint32_t>)> sink) {
   const Model& m = pool.model();
+  std::string normal;
+  if (m.vocabulary.nfc) text = to_nfc(text, normal);
   TextCursor cursor({&text, 1}, m.splitter,
                     specials ? m.all_added : m.plain_added, kRange);
   std::mutex mutex;

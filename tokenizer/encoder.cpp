@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "support/error.h"
+#include "tokenizer/nfc.h"
 
 namespace moec::bpe {
 namespace {
@@ -100,6 +101,8 @@ void Encoder::encode_plain(std::string_view text, std::vector<uint32_t>& out) {
 
 void Encoder::encode(std::string_view text, bool specials,
                      std::vector<uint32_t>& out) {
+  std::string normal;
+  if (model_.vocabulary.nfc) text = to_nfc(text, normal);
   const AddedTokens& added = specials ? model_.all_added : model_.plain_added;
   if (added.empty()) return encode_plain(text, out);
   for (size_t at = 0; at < text.size();) {

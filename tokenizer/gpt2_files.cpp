@@ -16,7 +16,7 @@ Vocabulary read_gpt2(std::string_view vocab_json, std::string_view merges_txt,
     user_error("{}/vocab.json: not an object of tokens and ids", source);
   std::string bytes;
   for (const auto& [key, value] : vocab.items()) {
-    if (!value.is_number_unsigned() || value > kMaxId)
+    if (!value.is_number_unsigned() || value.get<uint64_t>() > uint64_t(kMaxId))
       user_error("{}/vocab.json: the id of {} must be from 0 to {}", source,
                  json_quote(key), kMaxId);
     auto id = value.get<uint32_t>();

@@ -43,8 +43,7 @@ struct Reader {
     return j.get<bool>();
   }
   uint32_t id(const Json& j, const std::string& of) const {
-    if (!j.is_number_integer() || (!j.is_number_unsigned() && j < 0) ||
-        j > kMaxId)
+    if (!j.is_number_unsigned() || j.get<uint64_t>() > uint64_t(kMaxId))
       refuse(fmt::format("the id of {} must be an integer from 0 to {}",
                          json_quote(of), kMaxId));
     return j.get<uint32_t>();

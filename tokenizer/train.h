@@ -41,11 +41,11 @@ struct TrainOptions {
   int threads = 1;
   uint64_t min_count = 1;
   // Numbered last; the text is cut at them and never merges into them.
-  std::vector<std::string> specials;
+  std::vector<std::string> specials = {};
   // Its merges come first, whatever their counts; it must number its bytes as
   // `tie` does and its merges from 256 on.
-  std::optional<Tokenizer> seed;
-  std::function<void(const TrainProgress&)> progress;
+  std::optional<Tokenizer> seed = {};
+  std::function<void(const TrainProgress&)> progress = {};
 };
 
 // UserError where vocab is less than 256 plus the seed's and special tokens.
