@@ -157,11 +157,13 @@ Checkpoint check_step_folder(const fs::path& folder, Depth depth) {
 
 Checkpoint save_step_folder(const fs::path& folder,
                             const CheckpointContent& c) {
-  if (fs::exists(folder) && !(fs::is_directory(folder) && fs::is_empty(folder)))
-    user_error("{}: already exists; choose another place", folder.string());
-  if (folder.has_parent_path()) make_folders(folder.parent_path());
-  write_step_folder(folder, c);
-  return {folder, c.step, c.cursor, c.val_loss};
+  fs::path place = folder.lexically_normal();
+  if (place.filename().empty()) place = place.parent_path();  // "out/"
+  if (fs::exists(place) && !(fs::is_directory(place) && fs::is_empty(place)))
+    user_error("{}: already exists; choose another place", place.string());
+  if (place.has_parent_path()) make_folders(place.parent_path());
+  write_step_folder(place, c);
+  return {place, c.step, c.cursor, c.val_loss};
 }
 
 Checkpoint save_checkpoint(const fs::path& run, const CheckpointContent& c) {
@@ -247,8 +249,9 @@ void clean_checkpoints(const fs::path& run) {
   std::vector<fs::path> left;
   for (auto& e : fs::directory_iterator(run)) {
     std::string name = e.path().filename().string();
-    if (name.starts_with(kTemp) || name.starts_with(kTrash))
-      left.push_back(e.path());
+    for (std::string_view prefix : {kTemp, kTrash})
+      if (name.starts_with(prefix) && parse_step(name.substr(prefix.size())))
+        left.push_back(e.path());
   }
   for (auto& path : left) remove_quietly(path);
 }

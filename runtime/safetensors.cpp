@@ -49,22 +49,22 @@ const FileType& file_type(DType dtype) {
   internal_error(__FILE__, __LINE__, "file_type", "dtype without a name");
 }
 
+// Where a tensor's entry stands in the file.
+int64_t entry_offset(std::string_view header, const std::string& name) {
+  size_t at = header.find(json_quote(name));
+  return 8 + int64_t(at == header.npos ? 0 : at);
+}
+
 // The header of one file while it is read.
 struct Header {
   const fs::path& path;
   std::string_view text;  // the JSON
   uint64_t data_size = 0;
 
-  // Where a tensor's entry stands in the file.
-  int64_t offset(const std::string& name) const {
-    size_t at = text.find(json_quote(name));
-    return 8 + int64_t(at == text.npos ? 0 : at);
-  }
-
   template <class... A>
   [[noreturn]] void fail(const std::string& name, fmt::format_string<A...> f,
                          A&&... a) const {
-    user_error("{}:{}: tensor {}: {}", path.string(), offset(name),
+    user_error("{}:{}: tensor {}: {}", path.string(), entry_offset(text, name),
                json_quote(name), fmt::format(f, std::forward<A>(a)...));
   }
 
@@ -115,7 +115,6 @@ TensorEntry read_entry(const Header& h, const std::string& name, const json& v,
     h.fail(name, "{}{} takes {} bytes, data_offsets give {}", t.dtype_text,
            dims_text(t.dims), (bits + 7) / 8, end - begin);
   t.bytes = data.subspan(begin, end - begin);
-  t.header_offset = h.offset(name);
   return t;
 }
 
@@ -188,6 +187,7 @@ void Safetensors::add_file(const fs::path& path) {
   std::string_view text = maps_.back().text().substr(8, length);
   if (text.empty() || text[0] != '{')
     user_error("{}:8: the header must begin with '{{'", path.string());
+  headers_.push_back(text);
   auto data = file.subspan(8 + length);
   Header h{path, text, data.size()};
   json doc = parse_json(text, path.string(), 8);
@@ -257,7 +257,9 @@ const TensorEntry* Safetensors::find(std::string_view name) const {
 }
 
 std::string Safetensors::place(const TensorEntry& t) const {
-  return fmt::format("{}:{}", paths_[size_t(t.file)].string(), t.header_offset);
+  auto f = size_t(t.file);
+  return fmt::format("{}:{}", paths_[f].string(),
+                     entry_offset(headers_[f], t.name));
 }
 
 std::span<const std::byte> Safetensors::require(

@@ -24,7 +24,6 @@ struct TensorEntry {
   std::vector<int64_t> dims;
   std::span<const std::byte> bytes;  // in the map; any alignment
   int32_t file = 0;
-  int64_t header_offset = 0;  // of its entry, for messages
 };
 
 class Safetensors {
@@ -51,7 +50,9 @@ class Safetensors {
   void add_shards(const std::filesystem::path& index);
   void sort_by_name();
 
+  // The headers are views of the maps; sought through for messages only.
   std::vector<MappedFile> maps_;
+  std::vector<std::string_view> headers_;
   std::vector<std::filesystem::path> paths_;
   std::vector<TensorEntry> tensors_;
   std::map<std::string, std::string> metadata_;

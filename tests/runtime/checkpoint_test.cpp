@@ -110,6 +110,9 @@ TEST_CASE("checkpoint: save and open, equal content gives equal bytes") {
   Checkpoint d = save_step_folder(a / "x/out", bare);
   CHECK(!open_step_folder(a / "x/out").has_optimizer());
   CHECK(!d.has_tokenizer());
+  CHECK(names(a / "x") == "out");
+  CHECK(save_step_folder(a / "y/out/", bare).folder == a / "y/out");
+  CHECK(open_checkpoint(a / "y/out").step == 7);
   CHECK(error_of([&] {
           save_step_folder(a / "x/out", bare);
         }).find("already exists") != std::string::npos);
@@ -247,6 +250,12 @@ TEST_CASE("run folder: one run, one owner") {
           RunFolder run(dir / "r", RunMode::New);
         }).find("--resume auto") != std::string::npos);
   RunFolder run(dir / "r", RunMode::Resume);
+  // Leftovers of a save go; what only looks alike stays.
+  fs::create_directories(dir / "r2/.tmp-step-5");
+  fs::create_directories(dir / "r2/.trash-step-4");
+  fs::create_directories(dir / "r2/.tmp-notes");
+  RunFolder clean(dir / "r2", RunMode::New);
+  CHECK(names(dir / "r2") == ".lock .tmp-notes");
   CHECK(new_run_folder(dir / "runs", "tiny") == dir / "runs/tiny-1");
   CHECK(new_run_folder(dir / "runs", "tiny") == dir / "runs/tiny-2");
 }

@@ -141,6 +141,19 @@ TEST_CASE("safetensors: defects of the header") {
   CHECK(header_error("{" + entry("a", "F4", "[4]", 0, 2) + "}", 2) == "");
 }
 
+// Quadratic work over the header would take minutes here.
+TEST_CASE("safetensors: a header of 100,000 tensors") {
+  TempDir dir;
+  std::vector<TensorView> many;
+  auto data = bytes_of(4);
+  for (int i = 0; i < 100000; ++i)
+    many.push_back({"layer." + std::to_string(i), DType::F32, {1}, data});
+  write_safetensors(dir / "t", many);
+  Safetensors s(dir / "t");
+  CHECK(s.tensors().size() == many.size());
+  CHECK(s.find("layer.99999") != nullptr);
+}
+
 TEST_CASE("safetensors: files that are cut or lie about their size") {
   TempDir dir;
   auto at = [&](const std::string& text) {
