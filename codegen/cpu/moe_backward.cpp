@@ -28,16 +28,16 @@ struct Hidden {
   const int L = e.lanes(), panel = 2 * L, rows = tile_rows(e.target());
   const bool gated = is_gated(s.activation);
 
-  // hidden(W_down, Gt, H, dH, A, w, dw, next, stride): dA' of some features;
+  // hidden(W_down, Gt, H, dH, A, w, dw, next, next_down): dA' of some features;
   // then dw += <dA', A>, dH and A' = w A
   Fn hidden(LaneTile t) {
     std::string name = "hidden" + std::to_string(t.rows) + "_" +
                        std::to_string(t.cols * t.width);
-    std::vector<Ty> params(8, Ty::Ptr);
-    params.push_back(Ty::I64);
+    const std::vector<Ty> params(9, Ty::Ptr);
     return e.define(name, params, [&, t](const Vs& a) {
       Vs c = tile_product(e, t, zero_tile(e, t), {{a[0], 1, s.hidden}}, a[1],
-                          panel, e.i(s.dim), nullptr, {{a[7], a[8]}});
+                          panel, e.i(s.dim), nullptr,
+                          {{a[7], e.i(16)}, {a[8], e.i(s.hidden)}});
       for (int j = 0; j < t.cols; ++j) {
         auto load = [&](V base, int64_t at) {
           return e.vload(DType::F32, e.at(base, at + j * t.width), nullptr,
@@ -136,8 +136,13 @@ struct Hidden {
       V n = e.min(e.sub(e.i(s.hidden), f), e.i(kFeatureBlock));
       auto hidden_tiles = [&](V i, int tile_rows) {
         V at_f = e.add(f, i);
-        // meanwhile the rows of W_up and W_gate of this block
-        V w = e.mul(at_f, s.dim);
+        // meanwhile the rows of W_up and W_gate of this block, and half a
+        // column of lines of the next block of W_down
+        V w = e.mul(at_f, s.dim), number = e.div(i, e.i(rows));
+        V line = e.mul(e.and_(e.lshr(number, e.i(1)), e.i(3)), 16);
+        V row = e.mul(e.and_(number, e.i(1)), s.dim / 2 * s.hidden);
+        V next_down = e.at(w_down, e.add(e.add(f, kFeatureBlock),
+                                         e.add(line, row)));
         for_panels([&](V first, V valid) {
           V odd = e.eq(first, e.i(0));
           V next = e.select(odd, e.at(w_up, w), e.at(w_gate, w));
@@ -153,7 +158,7 @@ struct Hidden {
             e.call(hidden(t),
                    {e.at(w_down, at_f), e.at(g, lane), e.at(h, lane),
                     e.at(dh, lane), e.at(a, lane), e.at(weights, lane),
-                    e.at(dw, lane), next, e.i(16)});
+                    e.at(dw, lane), next, next_down});
           });
         });
       };
@@ -203,15 +208,33 @@ struct Hidden {
 
 // ---- gradients of the weights
 
-// Slots gathered at a time; the rest of a larger expert is accumulated.
-constexpr int64_t kGatheredSlots = 2048;
+// Most slots gathered at a time; more of an expert's are cut evenly and
+// accumulated. So few that their rows stay near L1 and that each panel of dH is
+// one stream of memory.
+constexpr int64_t kGatheredSlots = 256;
+
+// Scratch, in f32, for each `panel` channels of a task: gathered rows
+// [slot][panel], and sums of W_down's gradient [feature][panel], which is
+// stored transposed.
+struct WeightLayout {
+  int64_t block;  // channels of a task
+  int64_t r = 0, sums, end;
+  WeightLayout(const MoeSpec& s, int64_t panel) {
+    const int64_t parts = is_gated(s.activation) ? 3 : 2;
+    // wide blocks read dH less often, if enough tasks remain
+    block = 4 * panel;
+    if (s.experts * parts * blocks(s) < 16) block = 2 * panel;
+    sums = r + kGatheredSlots * block;
+    end = sums + s.hidden * block;
+  }
+  int64_t blocks(const MoeSpec& s) const { return (s.dim + block - 1) / block; }
+};
 
 struct Weights {
   Emit& e;
   const MoeSpec& s;
   const MoeBuffers buffer;
   const int L = e.lanes(), panel = 2 * L, rows = tile_rows(e.target());
-  const int64_t block = 2 * panel;  // channels of a task
   const bool gated = is_gated(s.activation);
 
   struct Part {
@@ -253,8 +276,11 @@ struct Weights {
     V panels = e.div(n, e.i(panel));
     const size_t count = sums.size();
     auto product = [&](const Vs& c, V steps) {
+      // meanwhile the next features of this panel
+      V next = e.at(c[count], t.rows * panel);
       return tile_product(e, t, Vs(c.begin(), c.begin() + count),
-                          {{c[count], panel, 1}}, c[count + 1], panel, steps);
+                          {{c[count], panel, 1}}, c[count + 1], panel, steps,
+                          nullptr, {{next, e.i(16)}});
     };
     sums.insert(sums.end(), {g, r});
     sums = e.loop(e.i(0), panels, 1, sums, [&](V, Vs c) {
@@ -266,53 +292,61 @@ struct Weights {
     return product(sums, e.sub(n, e.mul(panels, panel)));
   }
 
-  // sum(G, R, C, n, width, first): C[feature][column] of `t.rows` features and
-  // `width` columns, added to what is there unless this is the first sum.
-  // Transposed, C is [column][feature].
-  Fn sum(LaneTile t, bool transposed, int64_t panel_stride, int64_t ldc) {
-    std::string name = "sum" + std::to_string(t.rows) + "_" +
-                       std::to_string(t.cols) + (transposed ? "t" : "") +
-                       std::to_string(panel_stride);
-    std::vector<Ty> params = {Ty::Ptr, Ty::Ptr, Ty::Ptr,
-                              Ty::I64, Ty::I64, Ty::I1};
-    return e.define(name, params, [&, t, transposed](const Vs& a) {
-      Vs c = slot_sum(t, zero_tile(e, t), a[0], panel_stride, a[1], a[3]);
-      const bool streams = ldc % L == 0 && t.rows >= tile_rows(e.target());
-      auto put = [&](V v, V to, V mask) {
-        e.if_(
-            a[5],
-            [&] {
-              if (mask)
-                e.vstore(DType::F32, v, to, mask);
-              else if (streams)
-                e.vstore_stream(DType::F32, v, to);  // not read again soon
-              else
-                e.vstore(DType::F32, v, to);
-            },
-            [&] {
-              V old = e.vload(DType::F32, to, mask);
-              e.vstore(DType::F32, e.add(old, v), to, mask);
-            });
-      };
-      if (transposed) {
-        Vs block = c;
-        while (int(block.size()) < L) block.push_back(e.zero(Ty::F32, 0));
-        block = e.transpose(block);
-        V mask = t.rows < L ? e.mask(e.i(t.rows)) : nullptr;
-        for (int k = 0; k < L; ++k)
-          e.if_(e.lt(e.i(k), a[4]),
-                [&] { put(block[k], e.at(a[2], k * ldc), mask); });
-        return;
-      }
-      auto rows_of = [&](bool masked) {
+  // sum(G, R, C, n, width, first, stream): C[feature][column] of some features
+  // and `width` columns, added to what is there unless this is the first sum.
+  Fn sum(int features, int64_t panel_stride, int64_t ldc) {
+    std::string name = "sum" + std::to_string(features) + "_" +
+                       std::to_string(panel_stride) + "_" + std::to_string(ldc);
+    std::vector<Ty> params = {Ty::Ptr, Ty::Ptr, Ty::Ptr, Ty::I64,
+                              Ty::I64, Ty::I1,  Ty::I1};
+    return e.define(name, params, [&, features](const Vs& a) {
+      const LaneTile t{features, 2, L};
+      Vs x = slot_sum(t, zero_tile(e, t), a[0], panel_stride, a[1], a[3]);
+      auto each = [&](const std::function<void(V x, V to, int j)>& f) {
         for (int i = 0; i < t.rows; ++i)
           for (int j = 0; j < t.cols; ++j)
-            put(c[i * t.cols + j], e.at(a[2], i * ldc + j * L),
-                masked ? e.mask(e.add(a[4], -j * L)) : nullptr);
+            f(x[i * t.cols + j], e.at(a[2], i * ldc + j * L), j);
+      };
+      auto masked = [&] {
+        V masks[] = {e.mask(a[4]), e.mask(e.add(a[4], -L))};
+        each([&](V x, V to, int j) {
+          V old = e.vload(DType::F32, to, masks[j], L);
+          old = e.select(a[5], e.zero(Ty::F32, 0), old);
+          e.vstore(DType::F32, e.add(old, x), to, masks[j]);
+        });
+      };
+      auto add = [&] {
+        each([&](V x, V to, int) {
+          e.vstore(DType::F32, e.add(e.vload(DType::F32, to), x), to);
+        });
+      };
+      auto store = [&] {
+        each([&](V x, V to, int) { e.vstore(DType::F32, x, to); });
+      };
+      auto stream = [&] {
+        each([&](V x, V to, int) { e.vstore_stream(DType::F32, x, to); });
       };
       e.if_(
-          e.ge(a[4], e.i(t.cols * L)), [&] { rows_of(false); },
-          [&] { rows_of(true); });
+          e.lt(a[4], e.i(panel)), masked, [&] {
+            e.if_(a[5], [&] { e.if_(a[6], stream, store); }, add);
+          });
+    });
+  }
+
+  // flip(C, W, features, columns): W[column][feature] = C[feature][column] for
+  // up to lanes() of each.
+  Fn flip() {
+    std::vector<Ty> params = {Ty::Ptr, Ty::Ptr, Ty::I64, Ty::I64};
+    return e.define("flip", params, [&](const Vs& a) {
+      Vs rows;
+      for (V row : clamped_rows(e, a[0], panel, a[2]))
+        rows.push_back(e.vload(DType::F32, row));
+      rows = e.transpose(rows);
+      V mask = e.mask(a[2]);
+      for (int k = 0; k < L; ++k)
+        e.if_(e.lt(e.i(k), a[3]), [&] {
+          e.vstore(DType::F32, rows[k], e.at(a[1], k * s.hidden), mask);
+        });
     });
   }
 
@@ -359,64 +393,70 @@ struct Weights {
         row_sums(g0, panel_stride, t.count,
                  e.at(buffer(p.bias), e.mul(expert, s.hidden)));
       });
-    // runs once for an expert without slots, whose gradient is zero
-    e.loop(e.i(0), e.max(t.count, e.i(1)), kGatheredSlots, [&](V from) {
-      V n = e.min(e.sub(t.count, from), e.i(kGatheredSlots));
-      V slot = e.add(t.slot, from), is_first = e.eq(from, e.i(0));
-      V perm = e.at(buffer(B::Perm), slot);
+    const WeightLayout at(s, panel);
+    auto part_of = [&](int64_t offset, V half, int64_t size) {
+      return e.at(e.at(e.scratch(), offset), e.mul(half, size));
+    };
+    V left = e.min(e.sub(e.i(s.dim), column), e.i(at.block));
+    auto for_halves = [&](const std::function<void(V half, V c, V n)>& f) {
+      e.loop(e.i(0), e.ceil_div(left, panel), 1, [&](V half) {
+        V c = e.mul(half, panel);
+        f(half, e.add(column, c), e.min(e.sub(left, c), e.i(panel)));
+      });
+    };
+    // one chunk for an expert without slots, whose gradient is zero
+    V chunks = e.max(e.ceil_div(t.count, kGatheredSlots), e.i(1));
+    V step = e.mul(chunks, panel);
+    V chunk = e.mul(e.div(e.add(t.count, e.add(step, -1)), step), panel);
+    // written once and not read again soon: past the caches
+    V streams =
+        e.and_(e.eq(chunks, e.i(1)), e.i1(!down && s.dim % L == 0));
+    e.loop(e.i(0), chunks, 1, [&](V number) {
+      V from = e.mul(number, chunk), first = e.eq(number, e.i(0));
+      V n = e.min(e.sub(t.count, from), chunk), slot = e.add(t.slot, from);
       V g = e.at(g0, e.mul(e.div(from, e.i(panel)), panel_stride));
-      for (int half = 0; half < 2; ++half) {
-        V c = e.add(column, half * panel);
-        e.if_(e.lt(c, e.i(s.dim)), [&] {
-          V width = e.min(e.sub(e.i(s.dim), c), e.i(panel));
-          V r = e.scratch();
-          e.call(collect(), {e.at(buffer(p.source), c), perm, r, n, width});
-          if (s.bias && down)
-            column_sums(r, e.at(buffer(B::SlotWeights), slot), n, width,
-                        e.at(buffer(p.bias), e.add(e.mul(expert, s.dim), c)),
-                        is_first);
-          if (down)
-            down_sums(weight, g, r, c, n, width, is_first);
-          else
-            up_sums(weight, g, panel_stride, r, c, n, width, is_first);
+      for_halves([&](V half, V c, V width) {
+        V r = part_of(at.r, half, kGatheredSlots * panel);
+        e.call(collect(), {e.at(buffer(p.source), c),
+                           e.at(buffer(B::Perm), slot), r, n, width});
+        if (s.bias && down)
+          column_sums(r, e.at(buffer(B::SlotWeights), slot), n, width,
+                      e.at(buffer(p.bias), e.add(e.mul(expert, s.dim), c)),
+                      first);
+      });
+      auto tiles = [&](V f, int features) {
+        for_halves([&](V half, V c, V width) {
+          const int64_t ldc = down ? panel : s.dim;
+          V to = down ? part_of(at.sums, half, s.hidden * panel)
+                      : e.at(weight, c);
+          V r = part_of(at.r, half, kGatheredSlots * panel);
+          e.call(sum(features, panel_stride, ldc),
+                 {e.at(g, e.mul(f, panel)), r, e.at(to, e.mul(f, ldc)), n,
+                  down ? e.i(panel) : width, first, streams});
         });
-      }
+      };
+      const int64_t whole = s.hidden / rows * rows;
+      e.loop(e.i(0), e.i(whole), rows, [&](V f) { tiles(f, rows); });
+      if (whole < s.hidden) tiles(e.i(whole), int(s.hidden - whole));
     });
     e.fence();  // streamed rows are visible before the launch ends
-  }
-
-  void up_sums(V weight, V g, int64_t panel_stride, V r, V c, V n, V width,
-               V first) {
-    auto tile = [&](V f, int count) {
-      e.call(sum({count, 2, L}, false, panel_stride, s.dim),
-             {e.at(g, e.mul(f, panel)), r,
-              e.at(weight, e.add(e.mul(f, s.dim), c)), n, width, first});
-    };
-    const int64_t whole = s.hidden / rows * rows;
-    e.loop(e.i(0), e.i(whole), rows, [&](V f) { tile(f, rows); });
-    if (whole < s.hidden) tile(e.i(whole), int(s.hidden - whole));
-  }
-
-  // W_down is [dim][hidden]: a tile of L features x L channels is transposed.
-  void down_sums(V weight, V g, V r, V c, V n, V width, V first) {
-    for (int j = 0; j < 2; ++j) {
-      V columns = e.add(width, -j * L);
-      e.if_(e.gt(columns, e.i(0)), [&] {
-        auto tile = [&](V f, int count) {
+    if (!down) return;
+    for_halves([&](V half, V c, V width) {
+      V sums = part_of(at.sums, half, s.hidden * panel);
+      e.loop(e.i(0), e.i(s.hidden), L, [&](V f) {
+        for (int j = 0; j < 2; ++j) {
           V to = e.add(e.mul(e.add(c, j * L), s.hidden), f);
-          e.call(sum({count, 1, L}, true, s.hidden * panel, s.hidden),
-                 {e.at(g, e.mul(f, panel)), e.at(r, j * L), e.at(weight, to), n,
-                  columns, first});
-        };
-        const int64_t whole = s.hidden / L * L;
-        e.loop(e.i(0), e.i(whole), L, [&](V f) { tile(f, L); });
-        if (whole < s.hidden) tile(e.i(whole), int(s.hidden - whole));
+          e.call(flip(), {e.at(sums, e.add(e.mul(f, panel), j * L)),
+                          e.at(weight, to), e.sub(e.i(s.hidden), f),
+                          e.add(width, -j * L)});
+        }
       });
-    }
+    });
   }
 
   void kernel() {
-    const int64_t blocks = (s.dim + block - 1) / block;
+    const WeightLayout at(s, panel);
+    const int64_t block = at.block, blocks = at.blocks(s);
     V which = e.rem(e.task(), e.i(parts()));
     V rest = e.div(e.task(), e.i(parts()));
     V column = e.mul(e.rem(rest, e.i(blocks)), block);
@@ -453,11 +493,11 @@ std::vector<MoeLaunch> moe_backward(const MoeSpec& s, const Target& target) {
                      B::DHidden,  B::Activated, B::SlotWeights, B::DUp,
                      B::DGate,    B::DDown,     B::DBiasUp,     B::DBiasGate,
                      B::DBiasDown};
-  const int64_t panel = panel_lanes(target), block = 2 * panel;
+  const WeightLayout layout(s, panel_lanes(target));
   weights.spec.key = moe_key("moe weights_grad", s);
-  weights.spec.tasks = s.experts * ((s.dim + block - 1) / block) *
-                       (is_gated(s.activation) ? 3 : 2);
-  weights.spec.scratch_bytes = 4 * kGatheredSlots * panel;
+  weights.spec.tasks =
+      s.experts * layout.blocks(s) * (is_gated(s.activation) ? 3 : 2);
+  weights.spec.scratch_bytes = 4 * layout.end;
   weights.spec.flops = product * double(s.hidden_rows() + s.hidden);
   weights.spec.bytes =
       4.0 * (double(s.experts * s.dim) * double(s.hidden_rows() + s.hidden) +
