@@ -272,30 +272,26 @@ double sigmoid(double x) {
 }
 
 // Integers divide towards zero; x / 0 is 0.
-double divide(double x, double y) { return x / y; }
-double divide_int(double x, double y) { return y == 0 ? 0 : std::trunc(x / y); }
 void eval_div(const EvalArgs& a) {
-  if (is_float(a.out[0].type.dtype)) return eval_binary<divide>(a);
-  eval_binary<divide_int>(a);
+  if (is_float(a.out[0].type.dtype)) return loop_binary(a, std::divides<>());
+  loop_binary(
+      a, [](double x, double y) { return y == 0 ? 0 : std::trunc(x / y); });
 }
 
-// Exact modulo 2^64, for hashes of u32.
-double multiply(double x, double y) { return x * y; }
-double multiply_int(double x, double y) {
-  return double(i64(uint64_t(i64(x)) * uint64_t(i64(y))));
+// Products of integers wrap, for hashes.
+template <class Int, class Bits>
+void eval_mul_int(const EvalArgs& a) {
+  loop_binary(a, [](double x, double y) {
+    return double(Int(Bits(i64(x)) * Bits(i64(y))));
+  });
 }
-double multiply_u32(double x, double y) {
-  return double(uint32_t(uint64_t(x) * uint64_t(y)));
-}
-double multiply_i32(double x, double y) {
-  return double(int32_t(uint32_t(i64(x) * i64(y))));
-}
+
 void eval_mul(const EvalArgs& a) {
   switch (a.out[0].type.dtype) {
-    case DType::U32: return eval_binary<multiply_u32>(a);
-    case DType::I32: return eval_binary<multiply_i32>(a);
-    case DType::I64: return eval_binary<multiply_int>(a);
-    default: return eval_binary<multiply>(a);
+    case DType::U32: return eval_mul_int<uint32_t, uint32_t>(a);
+    case DType::I32: return eval_mul_int<int32_t, uint32_t>(a);
+    case DType::I64: return eval_mul_int<i64, uint64_t>(a);
+    default: return loop_binary(a, std::multiplies<>());
   }
 }
 

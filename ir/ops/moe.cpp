@@ -10,8 +10,7 @@ namespace {
 using Gradients = absl::Span<const Value>;
 
 constexpr std::array<std::string_view, 7> kActivations = {
-    "gelu",  "relu",      "silu",         "swiglu",
-    "geglu", "relu2_glu", "gelu_bilinear"};
+    "gelu", "relu", "silu", "swiglu", "geglu", "relu2_glu", "gelu_bilinear"};
 
 bool is_gated(std::string_view activation) {
   return activation == "swiglu" || activation == "geglu" ||
@@ -91,8 +90,8 @@ void check_operands(const InferArgs& a) {
 Types infer_moe(const InferArgs& a) {
   check_operands(a);
   const Type &x = a.in[0], &up = a.in[5];
-  return {x, Type{x.dtype, saved_dims(a.node, a.in[1].numel(), up.dims[0],
-                                      up.dims[1])}};
+  return {x, Type{x.dtype,
+                  saved_dims(a.node, a.in[1].numel(), up.dims[0], up.dims[1])}};
 }
 
 Types infer_moe_grad(const InferArgs& a) {
@@ -102,8 +101,9 @@ Types infer_moe_grad(const InferArgs& a) {
   expect_dtype_of(a, 0, o.x);
   expect_dims(a, 0, a.in[o.x].dims);
   expect_dtype_of(a, 1, o.x);
-  expect_dims(a, 1, saved_dims(a.node, a.in[o.weights].numel(), up.dims[0],
-                               up.dims[1]));
+  expect_dims(
+      a, 1,
+      saved_dims(a.node, a.in[o.weights].numel(), up.dims[0], up.dims[1]));
   Types t = {a.in[o.x], a.in[o.weights]};
   for (int i = o.up; i < o.end; ++i) t.push_back(a.in[i]);
   return t;
@@ -241,9 +241,9 @@ Cost moe_cost(const Node& n) {
   return io_cost(n, (n.op() == Op::MoeFfn ? 1 : 2) * matrices * product);
 }
 
-const AttrDef kMoeAttrs[] = {required(
-    "activation", AttrKind::String,
-    "gelu|relu|silu of up, or swiglu|geglu|relu2_glu|gelu_bilinear")};
+const AttrDef kMoeAttrs[] = {
+    required("activation", AttrKind::String,
+             "gelu|relu|silu of up, or swiglu|geglu|relu2_glu|gelu_bilinear")};
 
 }  // namespace
 
