@@ -53,10 +53,9 @@ std::vector<OpCase> cases() {
   all.push_back(large("wide softmax", Op::Softmax, {f32({7, 50001}, -9, 9)}));
   all.push_back(large("softmax of another axis", Op::Softmax,
                       {f32({40, 100, 33}, -5, 5)}, {{"axis", i64(1)}}));
-  all.push_back(large("layer_norm_grad", Op::LayerNormGrad,
-                      {f32({6000, 200}), f32({200}, 0.5, 1.5),
-                       f32({6000, 200})},
-                      {}, 2e-5));
+  all.push_back(large(
+      "layer_norm_grad", Op::LayerNormGrad,
+      {f32({6000, 200}), f32({200}, 0.5, 1.5), f32({6000, 200})}, {}, 2e-5));
   all.push_back(large("rms_norm_grad", Op::RmsNormGrad,
                       {f32({6000, 97}), f32({97}, 0.5, 1.5), f32({6000, 97})},
                       {}, 2e-5));
@@ -69,8 +68,8 @@ std::vector<OpCase> cases() {
   all.push_back(large("scatter_add", Op::ScatterAdd,
                       {i32({9000}, -1, 499), f32({9000, 67})},
                       {{"rows", i64(500)}}, 2e-5));
-  all.push_back(large("gather", Op::Gather,
-                      {f32({500, 67}), i32({9000}, -1, 499)}));
+  all.push_back(
+      large("gather", Op::Gather, {f32({500, 67}), i32({9000}, -1, 499)}));
   all.push_back(large("bincount", Op::Bincount, {i32({50000}, -1, 16)},
                       {{"size", i64(17)}}));
   all.push_back(large("top_k", Op::TopK, {f32({3000, 70})}, {{"k", i64(5)}}));
