@@ -30,7 +30,7 @@ val_fraction = 0.1
 [train]
 batch = 16
 seq = 128
-steps = 600
+steps = 400
 lr = 2e-3
 min_lr = 1e-4
 warmup = 30
