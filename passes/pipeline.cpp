@@ -84,8 +84,8 @@ std::vector<PipelineStep> standard_pipeline(const PipelineOptions& o) {
   }
   if (o.fuse.has(Fusion::CrossEntropy)) pass("fuse-cross-entropy");
   if (o.moe != MoeForm::Dense) pass("fuse-moe");
-  pass("canonicalize");
   if (o.moe == MoeForm::Fused && o.fuse.has(Fusion::Moe)) pass("fuse-experts");
+  pass("canonicalize");
   end_of(Stage::Matched);
   pass("grad");
   end_of(Stage::Grad);
