@@ -49,9 +49,9 @@ def main():
         check(classes)
     text = "".join("ABCDEFG"[k] + str(len(list(run)))
                    for k, run in itertools.groupby(classes))
-    print('// Made by scripts/unicode_tables.py from Unicode 16.0.0: the classes '
-          'of all\n// code points in order, as runs: A is Class 0, a number its '
-          'length.\n#include "tokenizer/unicode.h"\n\n'
+    print('// Made by scripts/unicode_tables.py from Unicode 16.0.0: the '
+          'classes of all\n// code points in order, as runs: A is Class 0, a '
+          'number its length.\n#include "tokenizer/unicode.h"\n\n'
           'namespace moec::bpe {\n\nconst char kClassRuns[] =')
     for at in range(0, len(text), 74):
         end = ";" if at + 74 >= len(text) else ""

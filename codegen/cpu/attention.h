@@ -18,7 +18,7 @@ struct AttentionView {
 
 struct AttentionSpec {
   int64_t batch = 1, heads = 1, kv_heads = 1;
-  int64_t q_len = 1, k_len = 1;   // query i stands at i + k_len - q_len
+  int64_t q_len = 1, k_len = 1;    // query i stands at i + k_len - q_len
   int64_t dim = 1, value_dim = 1;  // channels of q and k, of v and o
   bool causal = false;
   int64_t window = 0;  // > 0 needs causal: keys within `window` positions

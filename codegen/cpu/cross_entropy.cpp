@@ -59,16 +59,15 @@ CrossEntropyPlan cross_entropy_plan(const CrossEntropySpec& s,
       l.spec.bytes = bytes;
       l.spec.emit = std::move(emit);
       for (B b : buffers) {
-        bool row = b == B::Targets || b == B::Dloss || b == B::Loss ||
-                   b == B::Lse;
+        bool row =
+            b == B::Targets || b == B::Dloss || b == B::Loss || b == B::Lse;
         bool matrix = b == B::X || b == B::Dx;
         l.offsets.push_back(row ? 4 * t0 : matrix ? 4 * t0 * s.dim : 0);
       }
       l.buffers = std::move(buffers);
       plan.launches.push_back(std::move(l));
     };
-    add("pack", {B::X, B::Xt}, c.panels(), 0, 0,
-        8.0 * double(c.count * s.dim),
+    add("pack", {B::X, B::Xt}, c.panels(), 0, 0, 8.0 * double(c.count * s.dim),
         [c](Emit& e) { emit_cross_entropy_pack(e, c); });
     if (s.mode == CrossEntropyMode::Grad)
       add("rows", {B::Targets, B::Dloss, B::Lse, B::Stats}, 1, 0, 0,
@@ -78,14 +77,14 @@ CrossEntropyPlan cross_entropy_plan(const CrossEntropySpec& s,
         c.blocks(), grads ? 0 : 4 * c.padded() * c.block, 1, weights + logits,
         [c](Emit& e) { emit_cross_entropy_logits(e, c); });
     if (s.mode != CrossEntropyMode::Grad)
-      add("lse", {B::Targets, B::Stats, B::Loss, B::Lse, B::Dloss},
-          c.panels(), 0, 0, 8.0 * double(c.blocks() * c.count),
+      add("lse", {B::Targets, B::Stats, B::Loss, B::Lse, B::Dloss}, c.panels(),
+          0, 0, 8.0 * double(c.blocks() * c.count),
           [c](Emit& e) { emit_cross_entropy_lse(e, c); });
     if (!grads) continue;
     const bool first_chunk = t0 == 0;
     add(first_chunk ? "dw first" : "dw",
-        {B::X, B::Targets, B::Stats, B::Logits, B::Dw, B::Dbias}, c.blocks(),
-        0, 1, 2 * logits + 2 * weights, [c, first_chunk](Emit& e) {
+        {B::X, B::Targets, B::Stats, B::Logits, B::Dw, B::Dbias}, c.blocks(), 0,
+        1, 2 * logits + 2 * weights, [c, first_chunk](Emit& e) {
           emit_cross_entropy_dw(e, c, first_chunk);
         });
     add("dx", {B::W, B::Logits, B::Xt, B::Dx}, c.dx_tasks(), 0, 1,

@@ -31,10 +31,16 @@ enum class CrossEntropyBuffer : uint8_t {
   W,        // [vocab, dim]
   Targets,  // i32 [tokens], -1: ignored
   Bias,     // [vocab]; any buffer if there is none
-  Dloss, Loss, Lse,  // [tokens]
-  Dx, Dw, Dbias,
+  Dloss,
+  Loss,
+  Lse,  // [tokens]
+  Dx,
+  Dw,
+  Dbias,
   // Workspaces for one chunk.
-  Logits, Xt, Stats,
+  Logits,
+  Xt,
+  Stats,
 };
 
 struct CrossEntropyLaunch {

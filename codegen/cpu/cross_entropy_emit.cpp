@@ -44,7 +44,8 @@ void emit_cross_entropy_pack(Emit& e, const Chunk& c) {
   V to = e.at(e.buffer(1), e.mul(first, d));
   V valid = e.sub(e.i(c.count), first);
   for (int j = 0; j < 2; ++j)
-    e.call(pack, {e.at(from, j * L * d), e.at(to, j * L), e.add(valid, -j * L)});
+    e.call(pack,
+           {e.at(from, j * L * d), e.at(to, j * L), e.add(valid, -j * L)});
 }
 
 namespace {
@@ -79,9 +80,8 @@ void emit_cross_entropy_logits(Emit& e, const Chunk& c) {
   const bool known = c.spec.mode == CrossEntropyMode::Grad;  // lse is there
   V stats = e.buffer(4);
   V first = e.mul(e.task(), c.block), n = block_rows(e, c, first);
-  V logits = c.keeps_logits()
-                 ? e.at(e.buffer(5), e.mul(first, panel))
-                 : e.scratch();
+  V logits =
+      c.keeps_logits() ? e.at(e.buffer(5), e.mul(first, panel)) : e.scratch();
   const int64_t panel_size = c.logit_rows() * panel;
   auto stat = [&](Chunk::Row r) { return e.at(stats, c.stat(r)); };
   V max_row = e.at(stats, e.add(e.mul(e.task(), c.padded()), e.i(c.maxima())));
@@ -129,8 +129,7 @@ void emit_cross_entropy_logits(Emit& e, const Chunk& c) {
           x.push_back(exp2_fast(
               e, e.sub(e.vload(DType::F32, e.at(p, u * panel)), best)));
         for (int u = 0; u < n; ++u) {
-          if (c.keeps_logits())
-            e.vstore(DType::F32, x[u], e.at(p, u * panel));
+          if (c.keeps_logits()) e.vstore(DType::F32, x[u], e.at(p, u * panel));
           sums[u] = e.add(sums[u], x[u]);
         }
         return sums;
@@ -167,13 +166,12 @@ void emit_cross_entropy_logits(Emit& e, const Chunk& c) {
     V row = e.sub(scalar_index(e, e.buffer(2), t), first);
     e.if_(e.and_(e.ge(row, e.i(0)), e.lt(row, n)), [&] {
       V p = e.div(t, e.i(panel)), lane = e.rem(t, e.i(panel));
-      V at = e.at(logits, e.add(e.mul(p, panel_size),
-                                e.add(e.mul(row, panel), lane)));
+      V at = e.at(logits,
+                  e.add(e.mul(p, panel_size), e.add(e.mul(row, panel), lane)));
       V x = e.load(DType::F32, at);
       if (known)  // p - 1
         e.store(DType::F32,
-                e.sub(x, e.load(DType::F32, e.at(stat(Chunk::kScale), t))),
-                at);
+                e.sub(x, e.load(DType::F32, e.at(stat(Chunk::kScale), t))), at);
       else
         e.store(DType::F32, x, e.at(stat(Chunk::kTarget), t));
     });
@@ -208,8 +206,8 @@ void emit_cross_entropy_lse(Emit& e, const Chunk& c) {
     V lse = e.fma(best, e.f(kLn2), e.log(sum));
     V targets = e.vload(DType::I32, e.at(e.buffer(0), t), mask);
     V own = e.mul(stat(c.stat(Chunk::kTarget), t), e.f(kLn2));
-    V loss = e.select(e.ge(targets, e.i32(0)), e.sub(lse, own),
-                      e.zero(Ty::F32, 0));
+    V loss =
+        e.select(e.ge(targets, e.i32(0)), e.sub(lse, own), e.zero(Ty::F32, 0));
     e.vstore(DType::F32, loss, e.at(e.buffer(2), t), mask);
     e.vstore(DType::F32, lse, e.at(e.buffer(3), t), mask);
     if (c.keeps_logits())
@@ -230,7 +228,8 @@ void emit_cross_entropy_dw(Emit& e, const Chunk& c, bool first_chunk) {
   };
   if (c.spec.mode == CrossEntropyMode::Both) {
     // from e^(x - block maximum) to dloss (p - onehot)
-    V max_row = e.at(stats, e.add(e.mul(e.task(), c.padded()), e.i(c.maxima())));
+    V max_row =
+        e.at(stats, e.add(e.mul(e.task(), c.padded()), e.i(c.maxima())));
     for_panels(e, e.i(0), e.i(c.panels()), [&](V p) {
       V lane = e.mul(p, panel);
       Vs factor;
@@ -238,9 +237,8 @@ void emit_cross_entropy_dw(Emit& e, const Chunk& c, bool first_chunk) {
         V t = e.add(lane, j * L);
         V shift = e.sub(e.vload(DType::F32, e.at(max_row, t)),
                         e.vload(DType::F32, stat(Chunk::kLse, t)));
-        factor.push_back(
-            e.mul(exp2_fast(e, shift),
-                  e.vload(DType::F32, stat(Chunk::kScale, t))));
+        factor.push_back(e.mul(exp2_fast(e, shift),
+                               e.vload(DType::F32, stat(Chunk::kScale, t))));
       }
       V base = e.at(logits, e.mul(p, panel_size));
       e.loop(e.i(0), n, 1, [&](V i) {
@@ -298,19 +296,19 @@ void emit_cross_entropy_dw(Emit& e, const Chunk& c, bool first_chunk) {
     });
   };
   for_rows(e, n, R, int(c.spec.vocab % R), [&](V i, int rows) {
-    e.call(rows_function(rows),
-           {e.at(logits, e.mul(i, panel)), e.buffer(0),
-            e.at(e.buffer(4), e.mul(e.add(first, i), d))});
+    e.call(rows_function(rows), {e.at(logits, e.mul(i, panel)), e.buffer(0),
+                                 e.at(e.buffer(4), e.mul(e.add(first, i), d))});
   });
   if (!c.spec.bias) return;
   e.loop(e.i(0), n, 1, [&](V i) {
     V row = e.at(logits, e.mul(i, panel));
-    V sum = e.loop(e.i(0), e.i(c.count), L, {e.zero(Ty::F32, 0)}, [&](V t, Vs s) {
-      V p = e.div(t, e.i(panel)), lane = e.rem(t, e.i(panel));
-      V at = e.at(row, e.add(e.mul(p, panel_size), lane));
-      V x = e.vload(DType::F32, at, e.mask(e.sub(e.i(c.count), t)));
-      return Vs{e.add(s[0], x)};
-    })[0];
+    V sum =
+        e.loop(e.i(0), e.i(c.count), L, {e.zero(Ty::F32, 0)}, [&](V t, Vs s) {
+          V p = e.div(t, e.i(panel)), lane = e.rem(t, e.i(panel));
+          V at = e.at(row, e.add(e.mul(p, panel_size), lane));
+          V x = e.vload(DType::F32, at, e.mask(e.sub(e.i(c.count), t)));
+          return Vs{e.add(s[0], x)};
+        })[0];
     V to = e.at(e.buffer(5), e.add(first, i)), total = e.hsum(sum);
     if (!first_chunk) total = e.add(e.load(DType::F32, to), total);
     e.store(DType::F32, total, to);
@@ -348,29 +346,27 @@ void emit_cross_entropy_dx(Emit& e, const Chunk& c) {
       V w = e.at(e.buffer(0), e.add(e.mul(v, d), e.add(from, i)));
       for_panels(e, p0, p1, [&](V p) {
         V from_logits = e.add(e.mul(p, panel_size), e.mul(v, panel));
-        e.call(tile_function(rows),
-               {w, e.at(e.buffer(1), from_logits),
-                e.at(dx_of(p), e.mul(i, panel)), n});
+        e.call(tile_function(rows), {w, e.at(e.buffer(1), from_logits),
+                                     e.at(dx_of(p), e.mul(i, panel)), n});
       });
     });
   });
   auto unpack_function = [&](int64_t width) {
     std::vector<Ty> params = {Ty::Ptr, Ty::Ptr, Ty::I64};
-    return e.define("unpack" + std::to_string(width), params,
-                    [&](const Vs& a) {
-                      unpack_rows(
-                          e, a[0], panel, width, nullptr,
-                          [&](int r) { return e.at(a[1], r * d); }, a[2]);
-                    });
+    return e.define("unpack" + std::to_string(width), params, [&](const Vs& a) {
+      unpack_rows(
+          e, a[0], panel, width, nullptr,
+          [&](int r) { return e.at(a[1], r * d); }, a[2]);
+    });
   };
   auto unpack = [&](int64_t width) {
     for_panels(e, p0, p1, [&](V p) {
       V t = e.mul(p, panel), valid = e.sub(e.i(c.count), t);
       V to = e.at(e.buffer(3), e.add(e.mul(t, d), from));
       for (int j = 0; j < 2; ++j)
-        e.call(unpack_function(width), {e.at(dx_of(p), j * L),
-                                        e.at(to, j * L * d),
-                                        e.add(valid, -j * L)});
+        e.call(
+            unpack_function(width),
+            {e.at(dx_of(p), j * L), e.at(to, j * L * d), e.add(valid, -j * L)});
     });
   };
   if (d % Chunk::kChannels == 0) return unpack(Chunk::kChannels);

@@ -138,7 +138,7 @@ class Emit {
   V shuffle(V a, V b, const std::vector<int>& lanes);  // b may be null
   V concat(V low, V high);
   V slice(V, int from, int width);  // lanes from .. from+width-1
-  Vs transpose(Vs);         // n vectors of n lanes, n = 4, 8 or 16
+  Vs transpose(Vs);                 // n vectors of n lanes, n = 4, 8 or 16
   V hsum(V);                        // pairwise tree: halves added, log2 rounds
   V hmax(V);                        // NaN in any lane gives NaN
   V hmin(V);

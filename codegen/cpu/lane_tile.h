@@ -43,9 +43,9 @@ struct Prefetch {
 
 // acc += A B over `count` steps; b has row stride `ldb`. The groups of `a`
 // share the rows equally. `mask` masks the last column's loads.
-Vs tile_product(Emit&, LaneTile, Vs acc, const std::vector<Bcast>& a,
-                    V b, int64_t ldb, V count, V mask = nullptr,
-                    const std::vector<Prefetch>& prefetch = {});
+Vs tile_product(Emit&, LaneTile, Vs acc, const std::vector<Bcast>& a, V b,
+                int64_t ldb, V count, V mask = nullptr,
+                const std::vector<Prefetch>& prefetch = {});
 
 // Addresses of lanes() rows base + min(r, count - 1) * stride elements.
 Vs clamped_rows(Emit&, V base, int64_t stride, V count);

@@ -40,9 +40,9 @@ MoeSpec moe_spec(const Node& n, int first, MoePlaces& places) {
   s.experts = up[0], s.hidden = up[1];
   s.activation = parse_moe_activation(n.s("activation"));
   int next = first;
-  for (MoeBuffer b : {MoeBuffer::X, MoeBuffer::Weights, MoeBuffer::Offsets,
-                      MoeBuffer::Perm, MoeBuffer::Inverse, MoeBuffer::Up,
-                      MoeBuffer::Down})
+  for (MoeBuffer b :
+       {MoeBuffer::X, MoeBuffer::Weights, MoeBuffer::Offsets, MoeBuffer::Perm,
+        MoeBuffer::Inverse, MoeBuffer::Up, MoeBuffer::Down})
     places[size_t(b)].buffer = next++;
   const bool gated = is_gated(s.activation);
   if (gated) places[size_t(MoeBuffer::Gate)].buffer = next++;
@@ -89,8 +89,8 @@ Lowered lower_moe_ffn_grad(const Node& n, const Target& t) {
   places[size_t(MoeBuffer::Dy)].buffer = 0;
   places[size_t(MoeBuffer::Saved)].buffer = 1;
   int next = n.num_operands();
-  for (MoeBuffer b : {MoeBuffer::Dx, MoeBuffer::DWeights, MoeBuffer::DUp,
-                      MoeBuffer::DDown})
+  for (MoeBuffer b :
+       {MoeBuffer::Dx, MoeBuffer::DWeights, MoeBuffer::DUp, MoeBuffer::DDown})
     places[size_t(b)].buffer = next++;
   const bool gated = is_gated(s.activation);
   if (gated) places[size_t(MoeBuffer::DGate)].buffer = next++;

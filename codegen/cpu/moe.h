@@ -18,7 +18,13 @@
 namespace moec {
 
 enum class MoeActivation : uint8_t {
-  Gelu, Relu, Silu, Swiglu, Geglu, Relu2Glu, GeluBilinear
+  Gelu,
+  Relu,
+  Silu,
+  Swiglu,
+  Geglu,
+  Relu2Glu,
+  GeluBilinear
 };
 MoeActivation parse_moe_activation(const std::string&);
 // a = f(gate, up) against a = f(up).
@@ -43,22 +49,32 @@ struct MoeSpec {
 // The buffers that the kernels name. What a problem lacks (gate, biases) may
 // be any buffer.
 enum class MoeBuffer : uint8_t {
-  X,         // [tokens, dim]
-  Weights,   // [tokens, top_k]
-  Offsets,   // i32 [experts + 1]
-  Perm,      // i32 [slots]: choice n * top_k + j of each slot
-  Inverse,   // i32 [slots]: slot of each choice, or -1
-  Up, Gate,  // [experts, hidden, dim]
-  Down,      // [experts, dim, hidden]
-  BiasUp, BiasGate, BiasDown,  // [experts, hidden], [experts, dim]
-  Saved,     // pre-activations, saved() elements
-  Rows,      // workspace [slots, dim]: y or dx of each slot
-  Y,         // [tokens, dim]
-  Dy,        // [tokens, dim]
-  DHidden,   // workspace like Saved
-  Activated, // workspace, panels() * hidden * 32: weighted activations
+  X,        // [tokens, dim]
+  Weights,  // [tokens, top_k]
+  Offsets,  // i32 [experts + 1]
+  Perm,     // i32 [slots]: choice n * top_k + j of each slot
+  Inverse,  // i32 [slots]: slot of each choice, or -1
+  Up,
+  Gate,  // [experts, hidden, dim]
+  Down,  // [experts, dim, hidden]
+  BiasUp,
+  BiasGate,
+  BiasDown,     // [experts, hidden], [experts, dim]
+  Saved,        // pre-activations, saved() elements
+  Rows,         // workspace [slots, dim]: y or dx of each slot
+  Y,            // [tokens, dim]
+  Dy,           // [tokens, dim]
+  DHidden,      // workspace like Saved
+  Activated,    // workspace, panels() * hidden * 32: weighted activations
   SlotWeights,  // workspace [slots]
-  Dx, DWeights, DUp, DGate, DDown, DBiasUp, DBiasGate, DBiasDown,
+  Dx,
+  DWeights,
+  DUp,
+  DGate,
+  DDown,
+  DBiasUp,
+  DBiasGate,
+  DBiasDown,
 };
 
 struct MoeLaunch {

@@ -141,8 +141,8 @@ struct Hidden {
         V w = e.mul(at_f, s.dim), number = e.div(i, e.i(rows));
         V line = e.mul(e.and_(e.lshr(number, e.i(1)), e.i(3)), 16);
         V row = e.mul(e.and_(number, e.i(1)), s.dim / 2 * s.hidden);
-        V next_down = e.at(w_down, e.add(e.add(f, kFeatureBlock),
-                                         e.add(line, row)));
+        V next_down =
+            e.at(w_down, e.add(e.add(f, kFeatureBlock), e.add(line, row)));
         for_panels([&](V first, V valid) {
           V odd = e.eq(first, e.i(0));
           V next = e.select(odd, e.at(w_up, w), e.at(w_gate, w));
@@ -326,10 +326,8 @@ struct Weights {
       auto stream = [&] {
         each([&](V x, V to, int) { e.vstore_stream(DType::F32, x, to); });
       };
-      e.if_(
-          e.lt(a[4], e.i(panel)), masked, [&] {
-            e.if_(a[5], [&] { e.if_(a[6], stream, store); }, add);
-          });
+      e.if_(e.lt(a[4], e.i(panel)), masked,
+            [&] { e.if_(a[5], [&] { e.if_(a[6], stream, store); }, add); });
     });
   }
 
@@ -409,8 +407,7 @@ struct Weights {
     V step = e.mul(chunks, panel);
     V chunk = e.mul(e.div(e.add(t.count, e.add(step, -1)), step), panel);
     // written once and not read again soon: past the caches
-    V streams =
-        e.and_(e.eq(chunks, e.i(1)), e.i1(!down && s.dim % L == 0));
+    V streams = e.and_(e.eq(chunks, e.i(1)), e.i1(!down && s.dim % L == 0));
     e.loop(e.i(0), chunks, 1, [&](V number) {
       V from = e.mul(number, chunk), first = e.eq(number, e.i(0));
       V n = e.min(e.sub(t.count, from), chunk), slot = e.add(t.slot, from);
@@ -427,8 +424,8 @@ struct Weights {
       auto tiles = [&](V f, int features) {
         for_halves([&](V half, V c, V width) {
           const int64_t ldc = down ? panel : s.dim;
-          V to = down ? part_of(at.sums, half, s.hidden * panel)
-                      : e.at(weight, c);
+          V to =
+              down ? part_of(at.sums, half, s.hidden * panel) : e.at(weight, c);
           V r = part_of(at.r, half, kGatheredSlots * panel);
           e.call(sum(features, panel_stride, ldc),
                  {e.at(g, e.mul(f, panel)), r, e.at(to, e.mul(f, ldc)), n,
@@ -446,9 +443,9 @@ struct Weights {
       e.loop(e.i(0), e.i(s.hidden), L, [&](V f) {
         for (int j = 0; j < 2; ++j) {
           V to = e.add(e.mul(e.add(c, j * L), s.hidden), f);
-          e.call(flip(), {e.at(sums, e.add(e.mul(f, panel), j * L)),
-                          e.at(weight, to), e.sub(e.i(s.hidden), f),
-                          e.add(width, -j * L)});
+          e.call(flip(),
+                 {e.at(sums, e.add(e.mul(f, panel), j * L)), e.at(weight, to),
+                  e.sub(e.i(s.hidden), f), e.add(width, -j * L)});
         }
       });
     });

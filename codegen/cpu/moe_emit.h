@@ -8,7 +8,7 @@
 
 namespace moec {
 
-inline constexpr int64_t kTaskSlots = 64;   // of one expert, per task
+inline constexpr int64_t kTaskSlots = 64;     // of one expert, per task
 inline constexpr int64_t kFeatureBlock = 64;  // features fused at a time
 
 std::string moe_key(const char* kernel, const MoeSpec&);

@@ -38,8 +38,8 @@ struct Problem {
     return b;
   }
   std::vector<void*> backward_buffers() {
-    std::vector<void*> b = {q.data(),   k.data(), v.data(), o.data(),
-                            lse.data(), dout.data()};
+    std::vector<void*> b = {q.data(), k.data(),   v.data(),
+                            o.data(), lse.data(), dout.data()};
     if (s.dropout > 0) b.push_back(key);
     for (auto* x : {&dq, &dk, &dv}) b.push_back(x->data());
     return b;
@@ -186,10 +186,11 @@ void bench(KernelLibrary& lib, AttentionSpec s) {
   // the convention of the field: half of all pairs under a causal mask
   double pairs = double(s.batch * s.heads * s.q_len) * double(s.k_len) / 2;
   double ff = 2 * pairs * double(s.dim + s.value_dim), fb = 2.5 * ff;
-  fmt::print("B{} H{}/{} S{} D{} drop {}: fwd {:.2f} ms {:.1f} %  bwd {:.2f} ms "
-             "{:.1f} %  of {:.1f} GFLOP/s\n",
-             s.batch, s.heads, s.kv_heads, s.q_len, s.dim, s.dropout, tf * 1e3,
-             100 * ff / tf / peak, tb * 1e3, 100 * fb / tb / peak, peak / 1e9);
+  fmt::print(
+      "B{} H{}/{} S{} D{} drop {}: fwd {:.2f} ms {:.1f} %  bwd {:.2f} ms "
+      "{:.1f} %  of {:.1f} GFLOP/s\n",
+      s.batch, s.heads, s.kv_heads, s.q_len, s.dim, s.dropout, tf * 1e3,
+      100 * ff / tf / peak, tb * 1e3, 100 * fb / tb / peak, peak / 1e9);
 }
 
 // MOEC_BENCH=1 build/release/tests/codegen/test_codegen_attention -tc=*rate*

@@ -42,10 +42,10 @@ struct Problem {
     for (const CrossEntropyLaunch& l : plan.launches) {
       std::vector<void*> p;
       for (size_t i = 0; i < l.buffers.size(); ++i) {
-        auto* base = l.buffers[i] == B::Targets
-                         ? reinterpret_cast<std::byte*>(targets.data())
-                         : reinterpret_cast<std::byte*>(
-                               f.at(l.buffers[i]).data());
+        auto* base =
+            l.buffers[i] == B::Targets
+                ? reinterpret_cast<std::byte*>(targets.data())
+                : reinterpret_cast<std::byte*>(f.at(l.buffers[i]).data());
         p.push_back(base + l.offsets[i]);
       }
       thread.run(lib.get(l.spec), l.spec, p);
@@ -66,8 +66,8 @@ Result reference(const Problem& p) {
     for (int64_t v = 0; v < s.vocab; ++v) {
       z[v] = s.bias ? p.f.at(B::Bias)[v] : 0;
       for (int64_t c = 0; c < s.dim; ++c)
-        z[v] += double(p.f.at(B::X)[t * s.dim + c]) *
-                p.f.at(B::W)[v * s.dim + c];
+        z[v] +=
+            double(p.f.at(B::X)[t * s.dim + c]) * p.f.at(B::W)[v * s.dim + c];
       best = std::max(best, z[v]);
     }
     for (double x : z) sum += std::exp(x - best);
@@ -104,8 +104,7 @@ void check(const Target& t, CrossEntropySpec s) {
     p.run(thread, lib, plan);
     std::vector<B> all;
     if (mode != CrossEntropyMode::Grad) all = {B::Loss, B::Lse};
-    if (mode != CrossEntropyMode::Loss)
-      all.insert(all.end(), {B::Dx, B::Dw});
+    if (mode != CrossEntropyMode::Loss) all.insert(all.end(), {B::Dx, B::Dw});
     if (mode != CrossEntropyMode::Loss && s.bias) all.push_back(B::Dbias);
     for (B b : all) {
       CAPTURE(int(b));

@@ -135,9 +135,7 @@ TEST_CASE("transpose, strided access, reductions, branches, calls") {
           Vs w = e.while_(
               {e.i(0), e.i(1)},
               [&](const Vs& c) { return e.lt(c[0], e.i(100)); },
-              [&](Vs c) {
-                return Vs{e.add(c[0], c[1]), e.mul(c[1], 2)};
-              });
+              [&](Vs c) { return Vs{e.add(c[0], c[1]), e.mul(c[1], 2)}; });
           V r = e.if_values(
               e.gt(w[0], e.i(126)), [&] { return Vs{e.f(1)}; },
               [&] { return Vs{e.f(2)}; })[0];

@@ -27,8 +27,7 @@ struct Aligned {
 };
 using Floats = std::vector<float, Aligned<float>>;
 
-inline Floats random_floats(size_t n, unsigned seed,
-                                        float scale = 1) {
+inline Floats random_floats(size_t n, unsigned seed, float scale = 1) {
   std::mt19937 gen(seed);
   std::normal_distribution<float> normal;
   Floats v(n);

@@ -90,9 +90,9 @@ Value1 activation(MoeActivation a, double g, double u) {
   auto gelu = [](double x) {
     const double c = std::sqrt(2 / M_PI);
     double t = std::tanh(c * (x + 0.044715 * x * x * x));
-    return std::pair(0.5 * x * (1 + t),
-                     0.5 * (1 + t) + 0.5 * x * (1 - t * t) * c *
-                                         (1 + 3 * 0.044715 * x * x));
+    return std::pair(
+        0.5 * x * (1 + t),
+        0.5 * (1 + t) + 0.5 * x * (1 - t * t) * c * (1 + 3 * 0.044715 * x * x));
   };
   double r = std::max(g, 0.0);
   switch (a) {
@@ -118,8 +118,8 @@ Result reference(const Problem& p) {
   const int64_t n = s.hidden, d = s.dim, k = s.top_k;
   const bool gated = is_gated(s.activation);
   Result r;
-  for (B b : {B::Y, B::Dx, B::DWeights, B::DUp, B::DGate, B::DDown,
-              B::DBiasUp, B::DBiasGate, B::DBiasDown})
+  for (B b : {B::Y, B::Dx, B::DWeights, B::DUp, B::DGate, B::DDown, B::DBiasUp,
+              B::DBiasGate, B::DBiasDown})
     r[b].assign(p.f.at(b).size(), 0);
   for (int64_t c = 0; c < s.slots(); ++c) {
     const int64_t e = p.expert[c], t = c / k;

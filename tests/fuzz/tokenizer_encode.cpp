@@ -8,8 +8,7 @@ namespace {
 
 using namespace moec;
 
-std::vector<uint32_t> cuts(const bpe::Splitter& s, const uint8_t* p,
-                           size_t n) {
+std::vector<uint32_t> cuts(const bpe::Splitter& s, const uint8_t* p, size_t n) {
   std::vector<uint32_t> ends(n + 64 + bpe::Splitter::kSlack);
   ends.resize(s.split(p, p + n, p + n, ends.data(), n + 64));
   return ends;

@@ -16,8 +16,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   auto one = train_bpe(text, o);
   o.threads = 2;
   auto two = train_bpe(text, o);
-  if (pairs_of(one) != reference_train(text, one.vocabulary().pattern, 330,
-                                       first, order) ||
+  if (pairs_of(one) !=
+          reference_train(text, one.vocabulary().pattern, 330, first, order) ||
       pairs_of(one) != pairs_of(two))
     __builtin_trap();
   return 0;
