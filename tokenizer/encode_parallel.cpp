@@ -28,6 +28,7 @@ void encode_parallel(EncoderPool& pool, std::string_view text, bool specials,
   std::mutex mutex;
   std::condition_variable moved;
   std::map<size_t, std::vector<uint32_t>> waiting;
+  std::vector<std::vector<uint32_t>> spare;
   std::exception_ptr failure;
   size_t turn = 0;
   bool draining = false;
@@ -55,6 +56,10 @@ void encode_parallel(EncoderPool& pool, std::string_view text, bool specials,
       if (failure) break;
       if (t.index != turn || draining) {
         auto& w = waiting[t.index];
+        if (!spare.empty()) {
+          w = std::move(spare.back());
+          spare.pop_back();
+        }
         w.assign(ids.begin(), ids.end());
         if (t.added != kNone) w.push_back(t.added);
         if (draining || waiting.begin()->first != turn) continue;
@@ -79,6 +84,7 @@ void encode_parallel(EncoderPool& pool, std::string_view text, bool specials,
         auto part = std::move(waiting.begin()->second);
         waiting.erase(waiting.begin());
         pass(part);
+        spare.push_back(std::move(part));
         ++turn;
       }
       draining = false;

@@ -20,14 +20,20 @@ const uint8_t* data(std::string_view s) {
 std::span<const uint32_t> Encoder::encode_range(const uint8_t* p,
                                                 const uint8_t* stop,
                                                 const uint8_t* end) {
-  if (model_.vocabulary.kind == Kind::Chars || model_.pairs.empty())
-    return encode_units(p, stop);
+  if (model_.splitter.scan() == Scan::Units) return encode_units(p, stop);
   Key keys[kBatch];
   uint64_t hashes[kBatch];
   size_t used = 0;
   while (p < stop) {
     size_t n = model_.splitter.split(p, stop, end, ends_, kBatch);
     if (n == 0) break;
+    // Before room for its ids is asked for.
+    if (size_t last = ends_[n - 1] - (n > 1 ? ends_[n - 2] : 0);
+        last > kLongestPiece)
+      user_error(
+          "a piece of {} bytes without a place to split is over the limit of "
+          "{}",
+          last, kLongestPiece);
     // No piece has more ids than bytes; emit() writes 4 at once.
     size_t need = used + ends_[n - 1] + 4;
     if (staged_.size() < need) staged_.resize(std::max(need, need * 3 / 2));

@@ -180,8 +180,14 @@ void Merger::lay_out(WordList words) {
   // A weight is 32 bits; a word that occurs more often is there several times.
   constexpr uint64_t kMost = ~uint32_t(0);
   uint64_t total = 2;
-  for (const Word& w : words.words)
+  for (const Word& w : words.words) {
+    if (w.length > kLongestPiece)
+      user_error(
+          "a piece of {} bytes without a place to split is over the limit of "
+          "{}",
+          w.length, kLongestPiece);
     total += (w.length + 1) * ((w.count + kMost - 1) / kMost);
+  }
   if (total >= kHole)
     user_error(
         "the text has {} bytes of distinct words, more than the trainer's 2 "

@@ -7,32 +7,32 @@
 namespace moec::bpe {
 namespace {
 
-constexpr size_t kShort = 64, kLongest = size_t(1) << 26;
+constexpr size_t kShort = 64;
 
 // Merges in place; returns how many ids are left. n <= kShort.
 size_t merge_short(const PairTable& pairs, uint32_t* ids, size_t n) {
-  uint32_t ranks[kShort], results[kShort];
+  // By place: the rank of the pair that begins there, then what it makes.
+  uint64_t merges[kShort];
   auto look = [&](size_t i) {
-    if (i + 1 >= n) {
-      ranks[i] = kNone;
-      return;
-    }
     const auto& e = pairs.find(ids[i], ids[i + 1]);
-    ranks[i] = e.rank;
-    results[i] = e.id;
+    merges[i] = uint64_t(e.rank) << 32 | e.id;
   };
-  for (size_t i = 0; i < n; ++i) look(i);
+  for (size_t i = 0; i + 1 < n; ++i) look(i);
   while (n > 1) {
-    size_t best = size_t(std::min_element(ranks, ranks + n) - ranks);
-    if (ranks[best] == kNone) break;
-    ids[best] = results[best];
+    size_t best = 0;
+    uint64_t least = merges[0];
+    for (size_t i = 1; i + 1 < n; ++i) {
+      best = merges[i] < least ? i : best;
+      least = merges[i] < least ? merges[i] : least;
+    }
+    if (least >> 32 == kNone) break;
+    ids[best] = uint32_t(least);
     for (size_t i = best + 1; i + 1 < n; ++i) {
       ids[i] = ids[i + 1];
-      ranks[i] = ranks[i + 1];
-      results[i] = results[i + 1];
+      merges[i] = merges[i + 1];
     }
     --n;
-    look(best);
+    if (best + 1 < n) look(best);
     if (best > 0) look(best - 1);
   }
   return n;
@@ -112,10 +112,10 @@ void merge_piece(const Model& m, const uint8_t* piece, size_t n,
     out.insert(out.end(), ids, ids + merge_short(m.pairs, ids, n));
     return;
   }
-  if (n > kLongest)
+  if (n > kLongestPiece)
     user_error(
         "a piece of {} bytes without a place to split is over the limit of {}",
-        n, kLongest);
+        n, kLongestPiece);
   std::vector<uint32_t> ids(n);
   for (size_t i = 0; i < n; ++i) ids[i] = byte_id(m, piece[i]);
   size_t left = merge_long(m.pairs, ids);

@@ -75,7 +75,9 @@ AddedTokens::Match AddedTokens::find(std::string_view text, size_t from) const {
 
 Model::Model(Vocabulary v)
     : vocabulary(std::move(v)),
-      splitter(vocabulary.pattern),
+      splitter(vocabulary.kind == Kind::Chars || vocabulary.merges.empty()
+                   ? Splitter::units()
+                   : Splitter(vocabulary.pattern)),
       pairs(vocabulary.merges),
       byte_ids(bpe::byte_ids(vocabulary)),
       plain_added(vocabulary.added, false),

@@ -69,6 +69,8 @@ Splitter::Splitter(const std::string& regex, Isa isa) : scan_(scan_of(regex)) {
                                    : split_scalar(scan_);
 }
 
+Splitter Splitter::units() { return Splitter(); }
+
 size_t Splitter::split(const uint8_t* p, const uint8_t* stop,
                        const uint8_t* end, uint32_t* ends,
                        size_t capacity) const {
@@ -96,6 +98,10 @@ size_t Splitter::split(const uint8_t* p, const uint8_t* stop,
 
 const uint8_t* Splitter::safe_cut(const uint8_t* begin, const uint8_t* p,
                                   const uint8_t* end) const {
+  if (scan_ == Scan::Units) {
+    while (p < end && (*p & 0xC0) == 0x80) ++p;
+    return p;
+  }
   if (!function_) return end;
   const ClassTable& table = class_table();
   for (p = std::max(p, begin + 1); p < end; ++p) {

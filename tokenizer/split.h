@@ -16,6 +16,7 @@ namespace moec::bpe {
 
 enum class Scan : uint8_t {
   Whole,   // no pattern: the text is one piece
+  Units,   // nothing ever merges: any cut between characters is safe
   Gpt2,    // also tiktoken's r50k
   Gpt4,    // also Llama 3's, which cuts alike
   Cl100k,  // Gpt4, but trailing white space is one piece
@@ -42,6 +43,8 @@ class Splitter {
  public:
   // UserError where the expression is none.
   explicit Splitter(const std::string& regex, Isa isa = host_isa());
+  // For texts whose characters are never merged; split() is not for it.
+  static Splitter units();
 
   Scan scan() const { return scan_; }
 
@@ -56,16 +59,19 @@ class Splitter {
   // The first place at or after p where cutting the text changes no piece, for
   // whatever comes before and after; `end` if none is found. The cut lies
   // before a space between two ASCII letters, or before the letter that follows
-  // a line break; a named pattern never joins those. Regex and Whole: `end`.
+  // a line break; a named pattern never joins those. Units: before the next
+  // byte that continues no character. Regex and Whole: `end`.
   const uint8_t* safe_cut(const uint8_t* begin, const uint8_t* p,
                           const uint8_t* end) const;
 
   static constexpr size_t kSlack = 64;
 
  private:
-  Scan scan_;
+  Scan scan_ = Scan::Units;
   SplitFunction function_ = nullptr;
   std::shared_ptr<const Regex> regex_;
+
+  Splitter() = default;
 };
 
 }  // namespace moec::bpe

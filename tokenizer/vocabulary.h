@@ -1,6 +1,7 @@
 // The plain data of a tokenizer: what every file format holds and what the
 // encoder is built from. Readers fill it, check() holds it together.
 #pragma once
+#include <cstddef>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -51,6 +52,10 @@ struct Vocabulary {
 // Ids beyond this are refused, so that no file can ask for the memory of a
 // hole of billions of ids.
 inline constexpr int64_t kMaxId = (1 << 24) - 1;
+
+// A longer piece, which no pattern could split, is refused in training and
+// encoding: it would take gigabytes.
+inline constexpr size_t kLongestPiece = size_t(1) << 26;
 
 // UserError naming `source` where two tokens share their bytes, a merge's
 // parts or result do not exist, do not fit together or come twice, or an added

@@ -100,6 +100,16 @@ TEST_CASE("a long text gives the same ids on 1 to 8 threads") {
   }
 }
 
+TEST_CASE("long texts of characters and bytes are cut between characters") {
+  std::string text;
+  for (int i = 0; i < 300000; ++i) text += i % 3 ? "é" : "漢";
+  for (auto& t : {Tokenizer::chars(text), Tokenizer::bytes()}) {
+    Ids one = t.encode(text);
+    CHECK(t.encode(text, {.threads = 4}) == one);
+    CHECK(t.decode(one) == text);
+  }
+}
+
 TEST_CASE("a batch is its texts, one by one") {
   auto t = trained();
   std::vector<std::string> texts;
