@@ -1,4 +1,4 @@
-#!/bin/sh
+#!/usr/bin/env bash
 # Builds the tokenizer's fuzz targets with clang-19 (ASan, UBSan) and runs each
 # for SECONDS: 10, or with MOEC_TEST_LONG=1 an hour in all.
 # usage: tests/fuzz/tokenizer.sh [SECONDS] [BUILD_FOLDER]
@@ -18,6 +18,7 @@ cd "$root"
 flags="-std=c++20 -O1 -g -I. -DFMT_HEADER_ONLY=1 -Wno-unknown-pragmas
   -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined"
 # An object is as new as its source and every header.
+# shellcheck disable=SC2012
 headers=$(ls -t tokenizer/*.h tokenizer/*.inc support/*.h | head -n 1)
 objects=
 todo=
