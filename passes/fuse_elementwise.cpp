@@ -19,6 +19,7 @@
 #include "ir/op_def.h"
 #include "passes/pass.h"
 #include "passes/topological.h"
+#include "passes/unit_order.h"
 
 namespace moec {
 namespace {
@@ -27,8 +28,6 @@ constexpr int kMaxNodes = 48, kMaxOperands = 24;
 // Places between two groups that may become one: what is far apart in the
 // order would only live longer, and what remat made again would be kept.
 constexpr int kMaxDistance = 100;
-// Nodes that a search for a path between groups may visit.
-constexpr int kMaxVisits = 600;
 
 bool is_reduction(Op op) {
   return op == Op::Sum || op == Op::Mean || op == Op::ReduceMax ||
@@ -110,29 +109,25 @@ bool is_rows_of(const Dims& d, const Dims& space) {
 }
 
 struct Group {
-  std::vector<Node*> nodes;
+  bool fusable = false;
   Dims space;
   bool reduces = false;  // has a Row or Column node
   bool column = false;
-  int first = 0, last = 0;  // positions
 };
 
 class Fuser {
  public:
-  Fuser(Graph& g, const FusionSet& on) : g_(g) {
+  Fuser(Graph& g, const FusionSet& on) : g_(g), order_(g) {
     for (Node* n : g) {
       position_[n] = int(position_.size());
       Role r = is_free(*n) ? Role::None : role_of(*n, on);
-      if (r == Role::None) continue;
+      if (r == Role::None) {
+        groups_.emplace_back();
+        continue;
+      }
       role_[n] = r;
-      group_of_[n] = int(groups_.size());
       bool reduces = r == Role::Row || r == Role::Column;
-      groups_.push_back({{n},
-                         space_of(*n, r),
-                         reduces,
-                         r == Role::Column,
-                         position_[n],
-                         position_[n]});
+      groups_.push_back({true, space_of(*n, r), reduces, r == Role::Column});
     }
   }
 
@@ -140,9 +135,9 @@ class Fuser {
     for (Node* n : g_) join_producers(n);
     for (Node* n : g_) join_siblings(n);
     bool changed = false;
-    for (Group& group : groups_)
-      if (worth_it(group)) {
-        build(group);
+    for (int id = 0; id < int(groups_.size()); ++id)
+      if (groups_[id].fusable && worth_it(order_.nodes(id))) {
+        build(id);
         changed = true;
       }
     if (changed) sort_topologically(g_);
@@ -155,9 +150,10 @@ class Fuser {
   }
 
  private:
+  // The number of the node's group, or -1.
   int group(const Node* n) const {
-    auto at = group_of_.find(n);
-    return at == group_of_.end() ? -1 : at->second;
+    int id = order_.unit(n);
+    return id >= 0 && groups_[id].fusable ? id : -1;
   }
 
   // ---- growing groups
@@ -225,7 +221,7 @@ class Fuser {
 
   // Every reader of group `a`'s values is in `a` or `b`.
   bool only_read_by(int a, int b) const {
-    for (Node* n : groups_[a].nodes)
+    for (Node* n : order_.nodes(a))
       for (const Use& u : n->users())
         if (group(u.node) != a && group(u.node) != b) return false;
     return true;
@@ -234,93 +230,46 @@ class Fuser {
   int operand_count(int a, int b) const {
     absl::flat_hash_set<Value> in;
     for (int at : {a, b})
-      for (Node* n : groups_[at].nodes)
+      for (Node* n : order_.nodes(at))
         for (Value v : n->operands())
           if (group(v.node) != a && group(v.node) != b && !is_free(*v.node))
             in.insert(v);
     return int(in.size());
   }
 
-  int distance(int a, int b) const {
-    return std::max(groups_[a].first, groups_[b].first) -
-           std::min(groups_[a].last, groups_[b].last);
-  }
-
   bool merge(int a, int b) {
-    if (groups_[a].nodes.size() + groups_[b].nodes.size() > kMaxNodes ||
-        distance(a, b) > kMaxDistance || operand_count(a, b) > kMaxOperands ||
-        path(a, b) || path(b, a))
+    if (order_.nodes(a).size() + order_.nodes(b).size() > kMaxNodes ||
+        operand_count(a, b) > kMaxOperands || !order_.merge(a, b, kMaxDistance))
       return false;
-    if (groups_[a].nodes.size() < groups_[b].nodes.size()) std::swap(a, b);
     Group &to = groups_[a], &from = groups_[b];
-    for (Node* n : from.nodes) group_of_[n] = a;
-    to.nodes.insert(to.nodes.end(), from.nodes.begin(), from.nodes.end());
-    if (from.space.size() > to.space.size() || (from.reduces && !to.reduces))
-      to.space = from.space;
+    if (from.reduces && !to.reduces) to.space = from.space;
     to.reduces |= from.reduces;
     to.column |= from.column;
-    to.first = std::min(to.first, from.first);
-    to.last = std::max(to.last, from.last);
-    from.nodes.clear();
+    from = {};
     return true;
-  }
-
-  // Whether something outside both groups depends on `a` and feeds `b`, with
-  // other groups taken as one node each. A long search counts as yes.
-  bool path(int a, int b) const {
-    absl::flat_hash_set<int> seen_groups{a, b};
-    absl::flat_hash_set<const Node*> seen;
-    std::vector<Node*> stack;
-    int visits = 0;
-    bool found = false;
-    auto look_behind = [&](Node* n, bool from_b) {
-      for (Value v : n->operands()) {
-        int g = group(v.node);
-        if (g == a) {
-          found |= !from_b;
-          continue;
-        }
-        if (g == b) continue;
-        int latest = g >= 0 ? groups_[g].last : position_.at(v.node);
-        if (latest <= groups_[a].first) continue;
-        if (g >= 0 ? seen_groups.insert(g).second : seen.insert(v.node).second)
-          stack.push_back(v.node);
-      }
-    };
-    for (Node* n : groups_[b].nodes) look_behind(n, true);
-    while (!stack.empty() && !found) {
-      Node* n = stack.back();
-      stack.pop_back();
-      int g = group(n);
-      if (g < 0) {
-        ++visits;
-        look_behind(n, false);
-      } else {
-        visits += int(groups_[g].nodes.size());
-        for (Node* member : groups_[g].nodes) look_behind(member, false);
-      }
-      if (visits > kMaxVisits) return true;
-    }
-    return found;
   }
 
   // ---- building fusions
 
   // A lone op has a lowering of its own; but a large free operand would be
   // stored for it.
-  bool worth_it(const Group& group) const {
-    if (group.nodes.size() != 1) return !group.nodes.empty();
-    if (role_.at(group.nodes[0]) == Role::Leaf) return false;
-    for (Value v : group.nodes[0]->operands())
+  bool worth_it(const std::vector<Node*>& nodes) const {
+    if (nodes.size() != 1) return !nodes.empty();
+    if (role_.at(nodes[0]) == Role::Leaf) return false;
+    for (Value v : nodes[0]->operands())
       if (is_free(*v.node) && v.type().numel() > 1) return true;
     return false;
   }
 
-  void build(Group& group) {
-    std::sort(group.nodes.begin(), group.nodes.end(), [&](Node* a, Node* b) {
+  void sort(std::vector<Node*>& nodes) const {
+    std::sort(nodes.begin(), nodes.end(), [&](Node* a, Node* b) {
       return position_.at(a) < position_.at(b);
     });
-    Node* last = group.nodes.back();
+  }
+
+  void build(int id) {
+    std::vector<Node*> members = order_.nodes(id);
+    sort(members);
     auto body = std::make_unique<Graph>("body");
     Builder inner(*body);
     absl::flat_hash_map<Value, Value> inside;
@@ -336,12 +285,10 @@ class Fuser {
       inside[v] = body->add_arg(name, v.type());
       operands.push_back(v);
     };
-    std::vector<Node*> nodes(group.nodes);
-    for (Node* n : group.nodes)
-      for (Value v : n->operands()) add_outside(v, last, nodes, add_operand);
-    std::sort(nodes.begin(), nodes.end(), [&](Node* a, Node* b) {
-      return position_.at(a) < position_.at(b);
-    });
+    std::vector<Node*> nodes(members);
+    for (Node* n : members)
+      for (Value v : n->operands()) add_outside(v, id, nodes, add_operand);
+    sort(nodes);
     for (Node* n : nodes) {
       std::vector<Value> in;
       for (Value v : n->operands()) in.push_back(inside.at(v));
@@ -350,46 +297,45 @@ class Fuser {
       for (int r = 0; r < n->num_results(); ++r)
         inside[n->result(r)] = c->result(r);
     }
-    finish(group, std::move(body), operands, inside);
+    finish(id, members, std::move(body), operands, inside);
   }
 
   // What the group reads from outside: operands, and free nodes to copy.
-  void add_outside(Value v, Node* last, std::vector<Node*>& nodes,
+  void add_outside(Value v, int id, std::vector<Node*>& nodes,
                    auto& add_operand) {
-    if (group(v.node) == group(last)) return;
+    if (group(v.node) == id) return;
     if (!is_free(*v.node)) return add_operand(v);
     if (std::find(nodes.begin(), nodes.end(), v.node) != nodes.end()) return;
-    for (Value o : v.node->operands()) add_outside(o, last, nodes, add_operand);
+    for (Value o : v.node->operands()) add_outside(o, id, nodes, add_operand);
     nodes.push_back(v.node);
   }
 
-  void finish(const Group& group, std::unique_ptr<Graph> body,
-              const std::vector<Value>& operands,
+  void finish(int id, const std::vector<Node*>& members,
+              std::unique_ptr<Graph> body, const std::vector<Value>& operands,
               absl::flat_hash_map<Value, Value>& inside) {
-    int id = this->group(group.nodes[0]);
     std::vector<Value> results, outer;
     std::vector<std::string> names;
-    for (Node* n : group.nodes)
+    for (Node* n : members)
       for (int r = 0; r < n->num_results(); ++r) {
         bool read = false;
         for (const Use& u : n->users())
-          read |= u.node->operand(u.operand).index == r &&
-                  this->group(u.node) != id;
+          read |= u.node->operand(u.operand).index == r && group(u.node) != id;
         if (!read) continue;
         outer.push_back(n->result(r));
         results.push_back(inside.at(n->result(r)));
         names.push_back(n->names.empty() ? "" : n->names[r]);
       }
     body->set_outputs(results);
-    Node* last = group.nodes.back();
-    std::string kind = group.reduces && !group.column ? "row" : "loop";
+    Node* last = members.back();
+    const Group& g = groups_[id];
+    std::string kind = g.reduces && !g.column ? "row" : "loop";
     Node* fused = g_.create(Op::Fusion, operands, {{"kind", kind}}, last,
                             last->where, std::move(body));
     position_[fused] = position_.at(last);
     fused->names = names;
     for (size_t i = 0; i < outer.size(); ++i)
       replace_outside(outer[i], fused->result(int(i)), id);
-    for (size_t i = group.nodes.size(); i-- > 0;) g_.erase(group.nodes[i]);
+    for (size_t i = members.size(); i-- > 0;) g_.erase(members[i]);
   }
 
   // Readers in the group itself go with it.
@@ -402,10 +348,10 @@ class Fuser {
   }
 
   Graph& g_;
+  UnitOrder order_;
   absl::flat_hash_map<const Node*, int> position_;
   absl::flat_hash_map<const Node*, Role> role_;
-  absl::flat_hash_map<const Node*, int> group_of_;
-  std::vector<Group> groups_;
+  std::vector<Group> groups_;  // by unit
 };
 
 }  // namespace

@@ -93,8 +93,8 @@ std::vector<PipelineStep> standard_pipeline(const PipelineOptions& o) {
   // What the backend lacks is decomposed before the clean-up, which then sees
   // the parts.
   pass("legalize");
-  pass("canonicalize");
   pass("fold");
+  pass("canonicalize");
   pass("cse");
   pass("dce");
   pass("split-norm");
