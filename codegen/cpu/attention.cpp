@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "codegen/cpu/attention_emit.h"
+#include "codegen/cpu/philox.h"
 #include "support/error.h"
 #include "support/rng.h"
 
@@ -98,19 +99,6 @@ V lane_mask(Emit& e, const AttentionSpec& s, V rel, int col) {
   return seen;
 }
 
-Vs philox(Emit& e, V key0, V key1, Vs c) {
-  V m0 = e.i32(0xD2511F53u), m1 = e.i32(0xCD9E8D57u);
-  for (int round = 0; round < 10; ++round) {
-    V a_hi = e.mulhi_u32(c[0], m0), a_lo = e.mul(c[0], m0);
-    V b_hi = e.mulhi_u32(c[2], m1), b_lo = e.mul(c[2], m1);
-    c = {e.xor_(e.xor_(b_hi, c[1]), key0), b_lo,
-         e.xor_(e.xor_(a_hi, c[3]), key1), a_lo};
-    key0 = e.add(key0, e.i32(0x9E3779B9u));
-    key1 = e.add(key1, e.i32(0xBB67AE85u));
-  }
-  return c;
-}
-
 Fn dropout_factors(Emit& e, const AttentionSpec& s, int64_t ld) {
   // Elements come in tiles of 64 (support/rng.h): block 16 t + l of the tile t
   // holds its elements l, l + 16, l + 32 and l + 48.
@@ -119,12 +107,8 @@ Fn dropout_factors(Emit& e, const AttentionSpec& s, int64_t ld) {
     V keep_factor = e.splat(e.f(1.0 / (1.0 - s.dropout)));
     V threshold = e.splat(e.i32(dropout_threshold(s.dropout)));
     V zero = e.zero(Ty::F32, 0);
-    V stream0 = e.splat(e.i32(s.stream)),
-      stream1 = e.splat(e.i32(s.stream >> 32));
     auto words = [&](V block) {
-      V low = e.trunc(block, Ty::I32);
-      V high = e.trunc(e.lshr(block, e.i(32)), Ty::I32);
-      return philox(e, a[3], a[4], {low, high, stream0, stream1});
+      return emit_philox(e, block, {a[3], a[4]}, uint64_t(s.stream));
     };
     auto factor = [&](V word) {
       return e.select(e.ult(word, threshold), zero, keep_factor);
@@ -135,7 +119,7 @@ Fn dropout_factors(Emit& e, const AttentionSpec& s, int64_t ld) {
       e.loop(e.i(0), a[2], 64, [&](V k) {
         V tile = e.lshr(e.add(first, e.splat(k)), e.splat(e.i(2)));
         e.loop(e.i(0), e.i(16), 1, [&](V l) {
-          Vs w = words(e.add(tile, e.splat(l)));
+          auto w = words(e.add(tile, e.splat(l)));
           V p = e.at(a[0], e.mul(e.add(k, l), ld));
           for (int i = 0; i < 4; ++i)
             e.vstore(DType::F32, factor(w[i]), e.at(p, i * 16 * ld));
@@ -148,7 +132,7 @@ Fn dropout_factors(Emit& e, const AttentionSpec& s, int64_t ld) {
       V block = e.add(e.shl(e.lshr(index, e.splat(e.i(6))), e.splat(e.i(4))),
                       e.and_(index, e.splat(e.i(15))));
       V which = e.and_(e.lshr(e.trunc(index, Ty::I32), e.i32(4)), e.i32(3));
-      Vs w = words(block);
+      auto w = words(block);
       V word = w[0];
       for (int i = 1; i < 4; ++i)
         word = e.select(e.eq(which, e.i32(i)), w[i], word);
