@@ -66,6 +66,8 @@ void run_peak(bool json) {
   Peak p = measure_peak(library);
   nlohmann::ordered_json j = {{"f32_gflops", p.f32 / 1e9},
                               {"bf16_gflops", p.bf16 / 1e9},
+                              {"bf16_dot_gflops", p.bf16_dot / 1e9},
+                              {"bf16_tile_gflops", p.bf16_tile / 1e9},
                               {"read_gb_per_s", p.read / 1e9},
                               {"copy_gb_per_s", p.copy / 1e9}};
   if (json) {
@@ -74,7 +76,7 @@ void run_peak(bool json) {
   }
   fmt::print("one thread\n");
   for (auto& [key, value] : j.items())
-    fmt::print("{:14} {:.1f}\n", key, double(value));
+    fmt::print("{:16} {:.1f}\n", key, double(value));
 }
 
 void add_peak(CLI::App& bench) {

@@ -15,9 +15,10 @@ void run() {
   fmt::print("cores           {}\n", available_cores());
   fmt::print("free memory     {}\n", format_bytes(double(available_memory())));
   const Target& t = host_target();
-  fmt::print("processor       {} ({} f32 lanes, {} registers{})\n", t.cpu,
-             t.lanes, t.registers, t.bf16_dot ? ", bf16 dot product" : "");
-  for (auto level : {"x86-64-v4", "x86-64-v3", "x86-64"}) {
+  fmt::print("processor       {} ({} f32 lanes, {} registers{}{})\n", t.cpu,
+             t.lanes, t.registers, t.bf16_dot ? ", bf16 dot product" : "",
+             t.amx_bf16 ? ", AMX bf16 tiles" : "");
+  for (auto level : {"native-noamx", "x86-64-v4", "x86-64-v3", "x86-64"}) {
     std::string state = "can be forced with MOEC_CPU";
     try {
       make_target(level);

@@ -174,6 +174,24 @@ class Emit {
   // high half, as i32: one row pair for dpbf16.
   V pack_bf16_pair(V a, V b);
 
+  // --- bf16 tiles (AMX), where target().amx_bf16. Registers 0..7 hold up to 16
+  // rows of up to 64 bytes. Each kernel that uses them configures them first,
+  // which also zeroes them, and releases them in every path before it ends; a
+  // function called in between may use them as it likes, but keeps the
+  // configuration. Strides are in bytes.
+  struct Tile {
+    int rows = 16, bytes = 64;
+  };
+  void tile_config(const std::vector<Tile>&);  // of registers 0, 1, ...
+  void tile_release();
+  void tile_zero(int tile);
+  void tile_load(int tile, V p, V stride);
+  void tile_load_stream(int tile, V p, V stride);  // will not be read again
+  void tile_store(int tile, V p, V stride);
+  // c[m][n] += sum over k of a[m][2k] * b[k][2n] + a[m][2k+1] * b[k][2n+1]:
+  // a has c's rows, b has c's columns as pairs, and its rows are a's pairs.
+  void tile_dpbf16(int c, int a, int b);
+
   // --- control flow. Bodies may open further blocks.
   // for (k = from; k < to; k += step) carried = body(k, carried)
   Vs loop(V from, V to, int64_t step, Vs init,

@@ -45,6 +45,25 @@ KernelSpec fma_kernel(const Target& t, bool bf16) {
           .flops = (bf16 ? 4.0 : 2.0) * t.lanes * chains(t) * kSteps};
 }
 
+// Two by two accumulators, as in a matrix product; but the two operands of
+// each stay in registers.
+KernelSpec tile_kernel() {
+  constexpr int kProducts = 4, kFlops = 2 * 16 * 16 * 32;
+  return {.key = "peak bf16 tiles",
+          .emit =
+              [](Emit& e) {
+                e.tile_config(std::vector<Emit::Tile>(8));
+                e.tile_load(4, e.buffer(0), e.i(0));
+                e.tile_load(5, e.buffer(0), e.i(0));
+                e.loop(e.i(0), e.i(kSteps / 16), 1, [&](V) {
+                  for (int c = 0; c < kProducts; ++c) e.tile_dpbf16(c, 4, 5);
+                });
+                e.tile_store(0, e.buffer(1), e.i(0));
+                e.tile_release();
+              },
+          .flops = double(kFlops) * kProducts * (kSteps / 16)};
+}
+
 KernelSpec stream_kernel(const Target& t, bool copy) {
   return {.key = copy ? "stream copy" : "stream read",
           .emit =
@@ -105,8 +124,10 @@ double thread_seconds() {
   return double(t.tv_sec) + 1e-9 * double(t.tv_nsec);
 }
 
-double measure_flops(KernelLibrary& lib, bool bf16, double seconds) {
-  KernelSpec spec = fma_kernel(lib.target(), bf16);
+namespace {
+
+double kernel_flops(KernelLibrary& lib, const KernelSpec& spec,
+                    double seconds) {
   KernelFn fn = lib.get(spec);
   // all elements normal, and small enough never to overflow
   alignas(64) float in[64], out[16];
@@ -116,10 +137,23 @@ double measure_flops(KernelLibrary& lib, bool bf16, double seconds) {
   return best_rate(fn, buffers, spec.flops, seconds);
 }
 
+}  // namespace
+
+double measure_flops(KernelLibrary& lib, bool bf16, double seconds) {
+  const Target& t = lib.target();
+  return kernel_flops(
+      lib,
+      bf16 && t.amx_bf16 ? tile_kernel() : fma_kernel(t, bf16 && t.bf16_dot),
+      seconds);
+}
+
 Peak measure_peak(KernelLibrary& lib, double seconds) {
   Peak p;
-  p.f32 = measure_flops(lib, false, seconds);
-  p.bf16 = lib.target().bf16_dot ? measure_flops(lib, true, seconds) : p.f32;
+  const Target& t = lib.target();
+  p.f32 = kernel_flops(lib, fma_kernel(t, false), seconds);
+  if (t.bf16_dot) p.bf16_dot = kernel_flops(lib, fma_kernel(t, true), seconds);
+  if (t.amx_bf16) p.bf16_tile = kernel_flops(lib, tile_kernel(), seconds);
+  p.bf16 = std::max({p.f32, p.bf16_dot, p.bf16_tile});
   Buffer from = zeros(kStreamBytes), to = zeros(kStreamBytes);
   std::byte* buffers[] = {from.get(), to.get()};
   for (bool copy : {false, true}) {

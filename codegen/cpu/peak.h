@@ -8,18 +8,20 @@ namespace moec {
 class KernelLibrary;
 
 struct Peak {
-  double f32 = 0;   // FLOP/s of independent FMA chains in registers
-  double bf16 = 0;  // of the bf16 dot product; equals f32 where emulated
+  double f32 = 0;             // FLOP/s of independent FMA chains in registers
+  double bf16_dot = 0;        // of vdpbf16ps; 0 where there is none
+  double bf16_tile = 0;       // of tdpbf16ps; 0 where there is none
+  double bf16 = 0;            // the best rate that bf16 operands have here
   double read = 0, copy = 0;  // bytes/s of a stream beyond the caches
 };
 
-// All four, spending about `seconds` on each;
+// All of them, spending about `seconds` on each;
 // the best of many slices of thread CPU time, so that other load on the
 // machine does not lower it.
 Peak measure_peak(KernelLibrary&, double seconds = 0.05);
 
-// The f32 or bf16 rate alone, in a few milliseconds: to be interleaved with
-// what is compared with it.
+// The f32 or the best bf16 rate alone, in a few milliseconds: to be interleaved
+// with what is compared with it.
 double measure_flops(KernelLibrary&, bool bf16, double seconds = 0.005);
 
 // CPU time of this thread in seconds.

@@ -3,6 +3,9 @@
 #include <llvm/ADT/StringMap.h>
 #include <llvm/TargetParser/Host.h>
 
+#include <sys/syscall.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstdlib>
 #include <vector>
@@ -30,16 +33,27 @@ bool runs_v4(const Features& f) {
          has(f, {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"});
 }
 
+// Tile registers are off in a process until it asks for them; once asked, all
+// its threads have them. Any failure means that there are none.
+bool obtain_tiles() {
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  static const bool granted =
+      ::syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  return granted;
+}
+
 }  // namespace
 
-std::string Target::id() const { return level + "/" + cpu + "/" + features; }
+std::string Target::id() const {
+  return level + "/" + cpu + "/" + features + (amx_bf16 ? "/tiles" : "");
+}
 
 Target make_target(std::string_view level) {
   const Features host = llvm::sys::getHostCPUFeatures();
   Target t;
   t.level = level;
   int rank = 0;
-  if (level == "native") {
+  if (level == "native" || level == "native-noamx") {
     t.cpu = llvm::sys::getHostCPUName();
     // sorted, so that equal hosts give equal cache keys
     std::vector<std::string> list;
@@ -49,6 +63,8 @@ Target make_target(std::string_view level) {
     for (auto& f : list) t.features += (t.features.empty() ? "" : ",") + f;
     rank = runs_v4(host) ? 4 : runs_v3(host) ? 3 : 1;
     t.bf16_dot = rank == 4 && has(host, {"avx512bf16"});
+    t.amx_bf16 = level == "native" && t.bf16_dot &&
+                 has(host, {"amx-tile", "amx-bf16"}) && obtain_tiles();
   } else if (level == "x86-64-v4" || level == "x86-64-v3" ||
              level == "x86-64") {
     t.cpu = level;
@@ -58,7 +74,8 @@ Target make_target(std::string_view level) {
                   level, llvm::sys::getHostCPUName().str());
   } else {
     usage_error(
-        "MOEC_CPU={}: unknown; use native, x86-64-v4, x86-64-v3 or x86-64",
+        "MOEC_CPU={}: unknown; use native, native-noamx, x86-64-v4, x86-64-v3 "
+        "or x86-64",
         level);
   }
   t.avx512 = rank == 4;

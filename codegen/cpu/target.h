@@ -1,5 +1,6 @@
 // The CPU that kernels are compiled for. The feature level comes from the host
-// at run time; MOEC_CPU=native|x86-64-v4|x86-64-v3|x86-64 forces a lower one.
+// at run time; MOEC_CPU=native-noamx|x86-64-v4|x86-64-v3|x86-64 forces a lower
+// one.
 #pragma once
 #include <string>
 #include <string_view>
@@ -16,6 +17,7 @@ struct Target {
   bool f16c = false;      // f16 <-> f32 conversion instructions
   bool avx512 = false;    // 512-bit vectors with mask registers
   bool bf16_dot = false;  // vdpbf16ps and vcvtneps2bf16 on 512-bit vectors
+  bool amx_bf16 = false;  // bf16 tiles, and leave from the system to use them
 
   // Distinguishes targets in cache keys.
   std::string id() const;

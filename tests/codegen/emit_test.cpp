@@ -1,5 +1,6 @@
 // Memory, vectors, conversions and control flow of the emitter facade.
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <numeric>
@@ -172,6 +173,46 @@ TEST_CASE("bf16 dot") {
                {x.data(), y.data(), out.data()});
     for (int k = 0; k < L; ++k)
       CHECK(out[k] == 1 + x[k] * y[k] + x[k + L] * y[k + L]);
+  }
+}
+
+TEST_CASE("tiles multiply bf16 pairs, in shapes smaller than the registers") {
+  for (const Target& t : test_targets()) {
+    if (!t.amx_bf16) continue;
+    const int rows = 5, columns = 7, pairs = 3;
+    std::vector<uint16_t> a(rows * pairs * 2), b(pairs * columns * 2);
+    // small integers are exact in bf16: the upper half of their f32
+    auto bf16 = [](float v) {
+      return uint16_t(std::bit_cast<uint32_t>(v) >> 16);
+    };
+    std::vector<float> fa, fb, out(rows * columns + 1, 77);
+    for (size_t k = 0; k < a.size(); ++k)
+      fa.push_back(float(k % 11) - 4), a[k] = bf16(fa.back());
+    for (size_t k = 0; k < b.size(); ++k)
+      fb.push_back(float(k % 5) - 1), b[k] = bf16(fb.back());
+    run_kernel(
+        t,
+        [&](Emit& e) {
+          e.tile_config(
+              {{rows, columns * 4}, {rows, pairs * 4}, {pairs, columns * 4}});
+          e.tile_load(1, e.buffer(0), e.i(pairs * 4));
+          e.tile_load_stream(2, e.buffer(1), e.i(columns * 4));
+          e.tile_zero(0);
+          e.loop(e.i(0), e.i(2), 1, [&](V) { e.tile_dpbf16(0, 1, 2); });
+          e.tile_store(0, e.buffer(2), e.i(columns * 4));
+          e.tile_release();
+        },
+        {a.data(), b.data(), out.data()});
+    for (int m = 0; m < rows; ++m)
+      for (int n = 0; n < columns; ++n) {
+        float want = 0;
+        for (int k = 0; k < pairs; ++k)
+          for (int h = 0; h < 2; ++h)
+            want +=
+                2 * fa[(m * pairs + k) * 2 + h] * fb[(k * columns + n) * 2 + h];
+        CHECK(out[m * columns + n] == want);
+      }
+    CHECK(out.back() == 77);
   }
 }
 
