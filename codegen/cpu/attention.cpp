@@ -38,12 +38,12 @@ std::string attention_key(const char* kernel, const AttentionSpec& s) {
     return fmt::format("{}:{}:{}", v.batch, v.head, v.row);
   };
   return fmt::format(
-      "{} f32 b{} h{} kv{} t{}x{} d{}x{} causal={} window={} scale={:a} "
+      "{} {} b{} h{} kv{} t{}x{} d{}x{} causal={} window={} scale={:a} "
       "drop={:a}/{} views {} {} {} {} {} {} {}",
-      kernel, s.batch, s.heads, s.kv_heads, s.q_len, s.k_len, s.dim,
-      s.value_dim, int(s.causal), s.window, s.scale, s.dropout, s.stream,
-      view(s.q), view(s.k), view(s.v), view(s.o), view(s.dq), view(s.dk),
-      view(s.dv));
+      kernel, s.bf16 ? "bf16" : "f32", s.batch, s.heads, s.kv_heads, s.q_len,
+      s.k_len, s.dim, s.value_dim, int(s.causal), s.window, s.scale, s.dropout,
+      s.stream, view(s.q), view(s.k), view(s.v), view(s.o), view(s.dq),
+      view(s.dk), view(s.dv));
 }
 
 V floor_to(Emit& e, V n, int64_t multiple) { return e.and_(n, e.i(-multiple)); }

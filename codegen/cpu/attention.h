@@ -1,8 +1,9 @@
-// Flash attention on f32 (Dao et al. 2022, 2023), queries in the vector lanes:
+// Flash attention (Dao et al. 2022, 2023), queries in the vector lanes:
 // S^T[key][query] = K Q^T, so maxima and sums are lane-wise and P^T is the
 // operand of O^T = V^T P^T as it stands. The forward keeps the log-sum-exp
 // only; the backward has one owner per (batch, kv head) and so sums in a fixed
-// order. Key blocks that the mask hides are skipped.
+// order. Key blocks that the mask hides are skipped. On bf16 the statistics and
+// all sums are f32, and P and dS are rounded for their products.
 #pragma once
 #include <cstdint>
 
@@ -20,6 +21,7 @@ struct AttentionSpec {
   int64_t batch = 1, heads = 1, kv_heads = 1;
   int64_t q_len = 1, k_len = 1;    // query i stands at i + k_len - q_len
   int64_t dim = 1, value_dim = 1;  // channels of q and k, of v and o
+  bool bf16 = false;               // q, k, v, o and their gradients
   bool causal = false;
   int64_t window = 0;  // > 0 needs causal: keys within `window` positions
   double scale = 1;
@@ -32,7 +34,12 @@ struct AttentionSpec {
   void set_layout(bool rows_outside_heads);
 };
 
-// Buffers: q, k, v, (key u32[2] if dropout > 0), o, lse f32[B,H,T].
+// bf16 alone: copies keys and values into the order in which the forward reads
+// them. Buffers: k, v, packed.
+KernelSpec attention_pack(const AttentionSpec&, const Target&);
+int64_t attention_packed_bytes(const AttentionSpec&);
+// Buffers: q, k, v, (key u32[2] if dropout > 0), o, lse f32[B,H,T], and in bf16
+// what attention_pack wrote, from which it takes k and v.
 KernelSpec attention_forward(const AttentionSpec&, const Target&);
 // Buffers: q, k, v, o, lse, do, (key), dq, dk, dv.
 KernelSpec attention_backward(const AttentionSpec&, const Target&);

@@ -317,11 +317,15 @@ KernelSpec attention_backward(const AttentionSpec& s, const Target& target) {
   const double pairs = attention_pairs(s) * double(s.batch * s.heads);
   KernelSpec spec;
   spec.key = attention_key("attention_grad", s);
-  spec.emit = [s](Emit& e) { Backward{e, s}.kernel(); };
   spec.tasks = s.batch * s.kv_heads;
-  spec.scratch_bytes = 4 * Layout(s, panel_lanes(target)).end;
+  if (s.bf16) {
+    emit_pairs_backward(spec, s, target);
+  } else {
+    spec.emit = [s](Emit& e) { Backward{e, s}.kernel(); };
+    spec.scratch_bytes = 4 * Layout(s, panel_lanes(target)).end;
+  }
   spec.flops = 2 * pairs * double(3 * s.dim + 2 * s.value_dim);
-  spec.bytes = 8.0 * double(s.batch) *
+  spec.bytes = (s.bf16 ? 4.0 : 8.0) * double(s.batch) *
                (double(s.heads * s.q_len) * double(s.dim + s.value_dim) +
                 double(s.kv_heads * s.k_len) * double(s.dim + s.value_dim));
   return spec;

@@ -41,8 +41,6 @@ V lane_mask(Emit&, const AttentionSpec&, V rel, int col);
 // index of lane 0 and key 0. Where k_len % 64 == 0 so must be first's key, and
 // n is rounded up to 64.
 Fn dropout_factors(Emit&, const AttentionSpec&, int64_t ld);
-// Ten Philox rounds on vectors of counters.
-Vs philox(Emit&, V key0, V key1, Vs counter);
 
 // Functions pack(src, dst, count) and unpack(src, factor, dst, count) of a
 // half panel; strides and factors are fixed by the arguments.
@@ -50,6 +48,10 @@ Fn pack_function(Emit&, const std::string& name, int64_t stride, int64_t cols,
                  double scale);
 Fn unpack_function(Emit&, const std::string& name, int64_t stride,
                    int64_t cols);
+
+// The kernels on bf16: what they emit and the scratch they need.
+void emit_pairs_forward(KernelSpec&, const AttentionSpec&, const Target&);
+void emit_pairs_backward(KernelSpec&, const AttentionSpec&, const Target&);
 
 V floor_to(Emit&, V n, int64_t multiple);  // a power of two; any sign
 V ceil_to(Emit&, V n, int64_t multiple);

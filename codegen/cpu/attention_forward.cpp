@@ -1,4 +1,5 @@
-#include <cmath>
+#include <algorithm>
+#include <bit>
 
 #include "codegen/cpu/attention_emit.h"
 
@@ -30,12 +31,28 @@ struct Forward {
   const AttentionSpec& s;
   const int L = e.lanes(), panel = 2 * L, rows = tile_rows(e.target());
 
-  // scores(K, Qt, P, new_max, rel, from, to): tiles of keys from .. to
+  // Keys and values come from beyond L2 when a head is new, and the few rows of
+  // a tile are too few misses at a time. So each tile fetches one line of each
+  // of `span` later rows, and the tiles of a span together all lines.
+  Prefetch ahead(V base, V key, const AttentionView& v, int64_t channels,
+                 bool next) {
+    const int64_t span =
+        std::bit_floor<uint64_t>(std::max<int64_t>(s.dim / 2, 8));
+    const int64_t lines =
+        std::bit_floor<uint64_t>(std::max<int64_t>(channels / 16, 1));
+    V row = floor_to(e, key, span);
+    if (next) row = e.add(row, span);
+    V line = e.and_(e.lshr(key, e.i(3)), e.i(lines - 1));
+    V at = e.add(e.mul(row, v.row), e.mul(line, 16));
+    return {e.at(base, at), e.i(v.row), next ? 3 : 2};
+  }
+
+  // scores(K, Qt, P, new_max, rel, from, to, V): tiles of keys from .. to
   Fn scores(int R, int C, bool masked) {
     std::string name =
         "s" + std::to_string(R) + std::to_string(C) + (masked ? "m" : "");
     std::vector<Ty> params = {Ty::Ptr, Ty::Ptr, Ty::Ptr, Ty::Ptr,
-                              Ty::I64, Ty::I64, Ty::I64};
+                              Ty::I64, Ty::I64, Ty::I64, Ty::Ptr};
     return e.define(name, params, [&, R, C, masked](const Vs& a) {
       LaneTile t{R, C, L};
       Vs best;
@@ -44,7 +61,9 @@ struct Forward {
       best = e.loop(a[5], a[6], R, best, [&](V k, Vs best) {
         V keys = e.at(a[0], e.mul(k, s.k.row));
         Vs c = tile_product(e, t, zero_tile(e, t), {{keys, s.k.row, 1}}, a[1],
-                            panel, e.i(s.dim));
+                            panel, e.i(s.dim), nullptr,
+                            {ahead(a[0], k, s.k, s.dim, true),
+                             ahead(a[7], k, s.v, s.value_dim, false)});
         V to = e.at(a[2], e.mul(k, panel));
         for (int i = 0; i < R; ++i)
           for (int j = 0; j < C; ++j) {
@@ -175,7 +194,7 @@ struct Forward {
         const int skip = C == 2 ? 0 : L;  // the upper half of the lanes alone
         e.call(scores(R, C, masked),
                {keys, e.at(qt, skip), e.at(pt, skip), e.at(stat(kNewMax), skip),
-                e.add(rel, -skip), from, to});
+                e.add(rel, -skip), from, to, e.at(v, e.mul(kb, s.v.row))});
       });
       Fn soft = soften();
       e.call(soft, {pt, stats, r.half});
@@ -230,11 +249,15 @@ KernelSpec attention_forward(const AttentionSpec& s, const Target& target) {
   const double pairs = attention_pairs(s) * double(s.batch * s.heads);
   KernelSpec spec;
   spec.key = attention_key("attention", s);
-  spec.emit = [s](Emit& e) { Forward{e, s}.kernel(); };
   spec.tasks = s.batch * s.heads * panels;
-  spec.scratch_bytes = 4 * Layout(s, panel).end;
+  if (s.bf16) {
+    emit_pairs_forward(spec, s, target);
+  } else {
+    spec.emit = [s](Emit& e) { Forward{e, s}.kernel(); };
+    spec.scratch_bytes = 4 * Layout(s, panel).end;
+  }
   spec.flops = 2 * pairs * double(s.dim + s.value_dim);
-  spec.bytes = 4.0 * double(s.batch) *
+  spec.bytes = (s.bf16 ? 2.0 : 4.0) * double(s.batch) *
                (double(s.heads * s.q_len) * double(s.dim + s.value_dim + 1) +
                 double(s.kv_heads * s.k_len) * double(s.dim + s.value_dim));
   return spec;

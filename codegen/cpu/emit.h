@@ -126,6 +126,7 @@ class Emit {
   V u32_to_f32(V);
   V to_f64(V);     // from signed integer or f32
   V to_bf16(V);    // f32 -> i16 holding bf16, nearest even
+  V to_bf16(V low, V high);  // both, one after the other
   V from_bf16(V);  // i16 -> f32
   V to_f16(V);     // f32 -> i16 holding f16, nearest even
   V from_f16(V);

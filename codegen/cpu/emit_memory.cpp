@@ -321,16 +321,20 @@ V Emit::dpbf16(V acc, V x, V y) {
   return fma(high(x), high(y), fma(low(x), low(y), acc));
 }
 
+V Emit::to_bf16(V low, V high) {
+  auto& b = p_->b;
+  if (!p_->target.bf16_dot || width(low) != 16)
+    return concat(to_bf16(low), to_bf16(high));
+  V both = b.CreateIntrinsic(Intrinsic::x86_avx512bf16_cvtne2ps2bf16_512, {},
+                             {high, low});
+  return b.CreateBitCast(both, FixedVectorType::get(b.getInt16Ty(), 32));
+}
+
 V Emit::pack_bf16_pair(V x, V y) {
   if (p_->target.bf16_dot && width(x) == 16) {
-    auto& b = p_->b;
-    // the instruction puts y's 16 values low, x's high; interleave them
-    V both = b.CreateIntrinsic(Intrinsic::x86_avx512bf16_cvtne2ps2bf16_512, {},
-                               {y, x});
-    both = b.CreateBitCast(both, FixedVectorType::get(b.getInt16Ty(), 32));
     std::vector<int> idx;
     for (int k = 0; k < 16; ++k) idx.push_back(k), idx.push_back(16 + k);
-    return revector(shuffle(both, nullptr, idx), Ty::I32);
+    return revector(shuffle(to_bf16(x, y), nullptr, idx), Ty::I32);
   }
   return or_(zext(to_bf16(x), Ty::I32),
              shl(zext(to_bf16(y), Ty::I32), i32(16)));

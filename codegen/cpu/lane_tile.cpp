@@ -77,7 +77,7 @@ Vs tile_product(Emit& e, LaneTile t, Vs acc, const std::vector<Bcast>& a, V b,
     carried = e.loop(e.i(0), even, 2, carried, [&](V, Vs c) {
       for (size_t k = 0; k < prefetch.size(); ++k) {
         V& p = c[sums + 1 + groups + k];
-        e.prefetch(p, 2);
+        e.prefetch(p, prefetch[k].locality, prefetch[k].write);
         p = e.at(p, prefetch[k].stride);
       }
       return advance(step(step(std::move(c), 0), 1), 2);

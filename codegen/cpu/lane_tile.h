@@ -39,6 +39,8 @@ void store_tile(Emit&, LaneTile, const Vs& acc, V p, int64_t ld,
 // burst would fill the miss buffers.
 struct Prefetch {
   V base, stride;
+  int locality = 2;
+  bool write = false;
 };
 
 // acc += A B over `count` steps; b has row stride `ldb`. The groups of `a`

@@ -64,8 +64,10 @@ LowerFn cpu_lowering(Op op) { return table()[int(op)]; }
 
 bool cpu_supports(const Node& n) {
   if (!cpu_lowering(n.op())) return false;
-  // the fused kernels are written for f32
-  if (n.op() != Op::Fusion && has_trait(n, kFused))
+  // the fused kernels are written for f32, attention for bf16 too
+  bool attention = n.op() == Op::Attention || n.op() == Op::AttentionGrad;
+  if (attention && n.operand(0).type().dtype == DType::F16) return false;
+  if (n.op() != Op::Fusion && !attention && has_trait(n, kFused))
     for (Value v : n.operands())
       if (is_float(v.type().dtype) && v.type().dtype != DType::F32)
         return false;

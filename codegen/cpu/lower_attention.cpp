@@ -18,6 +18,7 @@ AttentionSpec spec_of(const Node& n) {
   s.k_len = k.dims[row];
   s.dim = q.dims[3];
   s.value_dim = v.dims[3];
+  s.bf16 = q.dtype == DType::BF16;
   s.causal = n.b("causal");
   s.window = n.i("window");
   s.scale = n.f("scale");
@@ -41,6 +42,12 @@ Lowered lower_attention(const Node& n, const Target& t) {
   for (int r = 0; r < n.num_results(); ++r)
     l.buffers.push_back(n.num_operands() + r);
   Lowered out;
+  if (s.bf16 && !backward) {
+    const int workspace = n.num_operands() + n.num_results();
+    out.workspace_bytes = attention_packed_bytes(s);
+    out.launches.push_back({attention_pack(s, t), {1, 2, workspace}, {}});
+    l.buffers.push_back(workspace);
+  }
   out.launches.push_back(std::move(l));
   return out;
 }

@@ -60,7 +60,7 @@ TEST_CASE("every op agrees with the interpreter at every feature level") {
 TEST_CASE("the number of threads changes no bit") {
   const Target& t = host_target();
   NodeRunner one(t, 1), two(t, 2), three(t, 3);
-  for (const OpCase& c : op_cases()) {
+  for (const OpCase& c : cases_and_bf16()) {
     CAPTURE(c.name);
     auto g = build_graph(c);
     if (!runs_on_cpu(*g)) continue;

@@ -1,0 +1,52 @@
+// Parts common to the attention kernels on bf16.
+#pragma once
+#include "codegen/cpu/attention_emit.h"
+#include "codegen/cpu/pair_tile.h"
+
+namespace moec {
+
+// Rows of keys and channels as the kernels hold them, padded; bytes.
+struct PairSizes {
+  int64_t dim, value_dim;  // padded channels
+  int64_t row_k, row_v;    // of K and V as they stand
+  int64_t query_rows;      // padded queries
+  explicit PairSizes(const AttentionSpec& s)
+      : dim(pair_padded(s.dim)),
+        value_dim(pair_padded(s.value_dim)),
+        row_k(2 * dim),
+        row_v(2 * value_dim),
+        query_rows(pair_padded(s.q_len)) {}
+};
+// A row of `keys` transposed keys: an odd number of cache lines, so that
+// neighbouring rows spread over the cache.
+inline int64_t transposed_row(int64_t keys) { return (keys / 32 | 1) * 64; }
+
+// What one (batch, kv head) has in the workspace of the forward: K, then V^T.
+struct PackedKeys {
+  int64_t keys, row_vt, v, bytes;
+  explicit PackedKeys(const AttentionSpec& s)
+      : keys(pair_padded(s.k_len)), row_vt(transposed_row(keys)) {
+    PairSizes n(s);
+    v = keys * n.row_k;
+    bytes = v + n.value_dim * row_vt;
+  }
+};
+
+// Which keys of a block a panel of 2 * lanes() queries meets, counted from the
+// block's first, in multiples of kPairStep.
+struct PairRange {
+  V low;    // up to here the window's mask is needed
+  V whole;  // up to here no causal mask is
+  V end;    // the last lane sees none from here on
+};
+// `rel`: the block's first key less the position of the panel's first query;
+// `left`: keys from the block's first on; `room`: the block's size.
+PairRange pair_range(Emit&, const AttentionSpec&, V rel, V left, int64_t room);
+
+// Whether lanes() queries see key `k` of the block.
+V pair_seen(Emit&, const AttentionSpec&, V k, V rel, V left, int col);
+
+// scale * log2(e), positive: a negative scale's sign goes into q.
+double pair_factor(const AttentionSpec&);
+
+}  // namespace moec

@@ -1,0 +1,240 @@
+#include "codegen/cpu/pair_tile.h"
+
+#include "codegen/cpu/lane_tile.h"
+#include "support/error.h"
+
+namespace moec {
+
+namespace {
+
+// Two by two tile registers of sums, two of A, two of B.
+enum TileName { kSums = 0, kLeft = 4, kRight = 6 };
+
+void product_in_tiles(Emit& e, const PairProduct& m, V rows, V k,
+                      bool accumulate) {
+  V lda = e.i(m.lda), ldb = e.i(m.ldb), ldc = e.i(m.ldc);
+  e.loop(e.i(0), rows, 32, [&](V row) {
+    V a = e.at(m.a, e.mul(row, m.lda), 1), c = e.at(m.c, e.mul(row, m.ldc), 1);
+    auto sums = [&](int t) {
+      return e.at(c, t / 2 * 16 * m.ldc + t % 2 * 64, 1);
+    };
+    for (int t = 0; t < 4; ++t)
+      accumulate ? e.tile_load(kSums + t, sums(t), ldc)
+                 : e.tile_zero(kSums + t);
+    e.loop(e.i(0), k, kPairStep, [&](V x) {
+      V left = e.at(a, x, 2), right = e.at(m.b, e.mul(x, m.ldb / 2), 1);
+      e.tile_load(kLeft, left, lda);
+      e.tile_load(kRight, right, ldb);
+      e.tile_dpbf16(kSums, kLeft, kRight);
+      e.tile_load(kRight + 1, e.at(right, 64, 1), ldb);
+      e.tile_dpbf16(kSums + 1, kLeft, kRight + 1);
+      e.tile_load(kLeft + 1, e.at(left, 16 * m.lda, 1), lda);
+      e.tile_dpbf16(kSums + 2, kLeft + 1, kRight);
+      e.tile_dpbf16(kSums + 3, kLeft + 1, kRight + 1);
+    });
+    for (int t = 0; t < 4; ++t) e.tile_store(kSums + t, sums(t), ldc);
+  });
+}
+
+void product_in_vectors(Emit& e, const PairProduct& m, V rows, V k,
+                        bool accumulate) {
+  const int L = e.lanes(), R = tile_rows(e.target());
+  LaneTile t{R, 2, L};
+  e.loop(e.i(0), rows, R, [&](V row) {
+    V c = e.at(m.c, e.mul(row, m.ldc), 1);
+    Vs acc = accumulate ? load_tile(e, t, c, m.ldc / 4) : zero_tile(e, t);
+    const size_t sums = acc.size();
+    acc.push_back(e.at(m.a, e.mul(row, m.lda), 1));
+    acc.push_back(m.b);
+    acc = e.loop(e.i(0), k, 2, acc, [&](V, Vs x) {
+      V& a = x[sums];
+      V& b = x[sums + 1];
+      Vs lanes;
+      for (int j = 0; j < 2; ++j)
+        lanes.push_back(e.load_raw(Ty::I32, e.at(b, j * L), 0));
+      for (int r = 0; r < R; ++r) {
+        V pair = e.splat(e.load_raw(Ty::I32, e.at(a, r * m.lda, 1), -1, 2));
+        for (int j = 0; j < 2; ++j)
+          x[2 * r + j] = e.dpbf16(x[2 * r + j], pair, lanes[j]);
+      }
+      a = e.at(a, 1);
+      b = e.at(b, m.ldb, 1);
+      return x;
+    });
+    acc.resize(sums);
+    store_tile(e, t, acc, c, m.ldc / 4);
+  });
+}
+
+V row_address(Emit& e, const PairRows& rows, V r) {
+  V last = e.add(rows.count, -1);
+  return e.at(rows.base, e.mul(e.min(r, last), rows.stride), 2);
+}
+
+// `n` channels of width `room`, in dwords; zeros after them.
+V load_pairs(Emit& e, V p, int64_t n) {
+  const int L = e.lanes();
+  if (n >= 2 * L) return e.load_raw(Ty::I32, p, 0, 2);
+  V mask = e.mask(e.i(n), 2 * L);
+  return e.revector(e.load_raw(Ty::I16, p, 2 * L, 2, mask), Ty::I32);
+}
+
+// A dword of each of `n` channels: that of row r low, of row r + 1 high.
+V load_two_rows(Emit& e, V low, V high, int64_t n) {
+  const int L = e.lanes();
+  auto load = [&](V p) {
+    V mask = n < L ? e.mask(e.i(n), L) : nullptr;
+    return e.zext(e.load_raw(Ty::I16, p, L, 2, mask), Ty::I32);
+  };
+  return e.or_(load(low), e.shl(load(high), e.i32(16)));
+}
+
+// body(first channel, how many of `step` exist) up to the padded width.
+void for_channels(Emit& e, int64_t channels, int64_t step,
+                  const std::function<void(V c, int64_t n)>& body) {
+  const int64_t whole = channels / step * step;
+  if (whole) e.loop(e.i(0), e.i(whole), step, [&](V c) { body(c, step); });
+  for (int64_t c = whole; c < pair_padded(channels); c += step)
+    body(e.i(c), std::max<int64_t>(0, channels - c));
+}
+
+}  // namespace
+
+void begin_pairs(Emit& e) {
+  if (e.target().amx_bf16) e.tile_config(std::vector<Emit::Tile>(8));
+}
+void end_pairs(Emit& e) {
+  if (e.target().amx_bf16) e.tile_release();
+}
+
+void pair_product(Emit& e, const PairProduct& m, V rows, V k, bool accumulate) {
+  if (e.target().amx_bf16)
+    product_in_tiles(e, m, rows, k, accumulate);
+  else
+    product_in_vectors(e, m, rows, k, accumulate);
+}
+
+void pack_plain(Emit& e, const PairRows& rows, V from, V n, V dst, int64_t ld) {
+  const int L = e.lanes();
+  e.loop(e.i(0), n, 1, [&](V r) {
+    V src = row_address(e, rows, e.add(from, r));
+    V to = e.at(dst, e.mul(r, ld), 1);
+    for_channels(e, rows.channels, 2 * L, [&](V c, int64_t n) {
+      V x = n ? load_pairs(e, e.at(src, c, 2), n) : e.zero(Ty::I32, 0);
+      e.store_raw(x, e.at(to, c, 2), 4);
+    });
+  });
+}
+
+void pack_columns(Emit& e, const PairRows& rows, V from, V dst, int64_t ld,
+                  bool negate) {
+  const int L = e.lanes();
+  Vs src;
+  for (int r = 0; r < L; ++r)
+    src.push_back(row_address(e, rows, e.add(from, r)));
+  for_channels(e, rows.channels, 2 * L, [&](V c, int64_t n) {
+    V to = e.at(dst, e.mul(c, ld / 2), 1);
+    Vs x;
+    for (V p : src) {
+      V v = n ? load_pairs(e, e.at(p, c, 2), n) : e.zero(Ty::I32, 0);
+      x.push_back(negate ? e.xor_(v, e.i32(0x80008000u)) : v);
+    }
+    x = e.transpose(x);
+    for (int k = 0; k < L; ++k) e.store_raw(x[k], e.at(to, k * ld, 1), 4);
+  });
+}
+
+void pack_interleaved(Emit& e, const PairRows& rows, V from, V n, V dst,
+                      int64_t ld) {
+  const int L = e.lanes();
+  e.loop(e.i(0), n, 2, [&](V r) {
+    V low = row_address(e, rows, e.add(from, r));
+    V high = row_address(e, rows, e.add(e.add(from, r), 1));
+    V to = e.at(dst, e.mul(r, ld / 2), 1);
+    for_channels(e, rows.channels, L, [&](V c, int64_t n) {
+      V x = n ? load_two_rows(e, e.at(low, c, 2), e.at(high, c, 2), n)
+              : e.zero(Ty::I32, 0);
+      e.store_raw(x, e.at(to, c), 4);
+    });
+  });
+}
+
+void pack_transposed(Emit& e, const PairRows& rows, V from, V n, V dst,
+                     int64_t ld) {
+  const int L = e.lanes();
+  e.loop(e.i(0), n, 2 * L, [&](V r) {
+    Vs src;
+    for (int k = 0; k < 2 * L; ++k)
+      src.push_back(row_address(e, rows, e.add(e.add(from, r), k)));
+    V to = e.at(dst, r, 2);
+    for_channels(e, rows.channels, L, [&](V c, int64_t n) {
+      V column = e.at(to, e.mul(c, ld), 1);
+      Vs x;
+      for (int k = 0; k < L; ++k)
+        x.push_back(n ? load_two_rows(e, e.at(src[2 * k], c, 2),
+                                      e.at(src[2 * k + 1], c, 2), n)
+                      : e.zero(Ty::I32, 0));
+      x = e.transpose(x);
+      for (int k = 0; k < L; ++k) e.store_raw(x[k], e.at(column, k * ld, 1), 2);
+    });
+  });
+}
+
+Vs unpack_pairs(Emit& e, V even, V odd) {
+  const int n = e.width(even);
+  Vs out;
+  for (int half = 0; half < 2; ++half) {
+    std::vector<int> pick;
+    for (int t = 0; t < n / 2; ++t)
+      for (int k : {0, n}) pick.push_back(pair_lane(t, half) + k);
+    out.push_back(e.revector(e.shuffle(even, odd, pick), Ty::I32));
+  }
+  return out;
+}
+
+void unpack_columns(Emit& e, V src, int64_t ld, int64_t channels, V factor,
+                    V dst, int64_t stride, V count,
+                    const std::vector<int>& row_of) {
+  const int L = e.lanes();
+  auto block = [&](V c, int n) {
+    V p = e.at(src, e.mul(c, ld), 1);
+    Vs x;
+    for (int k = 0; k < L; ++k)
+      x.push_back(k < n ? e.mul(factor, e.vload(DType::F32, e.at(p, k * ld, 1)))
+                        : e.zero(Ty::F32, 0));
+    x = e.transpose(x);
+    V mask = n < L ? e.mask(e.i(n)) : nullptr;
+    auto store = [&](int k) {
+      V row = e.at(dst, row_of[k] * stride, 2);
+      e.vstore(DType::BF16, x[k], e.at(row, c, 2), mask);
+    };
+    e.if_(
+        e.ge(count, e.i(2 * L)),
+        [&] {
+          for (int k = 0; k < L; ++k) store(k);
+        },
+        [&] {
+          for (int k = 0; k < L; ++k)
+            e.if_(e.lt(e.i(row_of[k]), count), [&] { store(k); });
+        });
+  };
+  const int64_t whole = channels / L * L;
+  if (whole) e.loop(e.i(0), e.i(whole), L, [&](V c) { block(c, L); });
+  if (whole < channels) block(e.i(whole), int(channels - whole));
+}
+
+V exp2_coarse_core(Emit& e, V r) {
+  V p = e.f(0.05517167);
+  for (double c : {0.24261113, 0.69326099, 0.99992807}) p = e.fma(p, r, e.f(c));
+  return p;
+}
+
+V exp2_coarse(Emit& e, V x) {
+  V magic = e.f(12582912.0 + 127);
+  x = e.max(e.f(-127), x);
+  V t = e.add(x, magic);
+  V p = exp2_coarse_core(e, e.sub(x, e.sub(t, magic)));
+  return e.mul(p, e.bits(e.shl(e.bits(t, Ty::I32), e.i32(23)), Ty::F32));
+}
+
+}  // namespace moec

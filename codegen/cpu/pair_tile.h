@@ -1,0 +1,72 @@
+// Building blocks of the fused kernels on bf16. Every product sums over pairs:
+// C[row][lane] += A[row][2k] B[k][lane].low + A[row][2k+1] B[k][lane].high. A
+// is plain rows of bf16; B has for each pair a row of dwords, lanes side by
+// side; C is f32 in memory. Tile registers compute it where there are any,
+// else vdpbf16ps with A broadcast, else two multiplications on widened halves.
+#pragma once
+#include <vector>
+
+#include "codegen/cpu/emit.h"
+#include "codegen/cpu/target.h"
+
+namespace moec {
+
+// Rows of C and elements of the sum come in multiples of this, padded.
+inline constexpr int64_t kPairStep = 32;
+inline int64_t pair_padded(int64_t n) {
+  return (n + kPairStep - 1) / kPairStep * kPairStep;
+}
+
+// Leading dimensions in bytes. C is 2 * lanes() wide.
+struct PairProduct {
+  V a;
+  int64_t lda;
+  V b;
+  int64_t ldb;
+  V c;
+  int64_t ldc;
+};
+// C (+)= A B over `k` elements for `rows` rows. Between begin_pairs and
+// end_pairs, one of each a kernel.
+void pair_product(Emit&, const PairProduct&, V rows, V k, bool accumulate);
+void begin_pairs(Emit&);
+void end_pairs(Emit&);
+
+// bf16 rows in memory, `stride` elements apart. A row from `count` on repeats
+// the last, a channel from `channels` on is zero.
+struct PairRows {
+  V base;
+  int64_t stride;
+  V count;
+  int64_t channels;
+};
+// Each writes rows `from` .. `from + n` and pair_padded(channels) channels;
+// `ld` in bytes. All but the second take n in multiples of 2 * lanes().
+//   dst[row][channel], an operand A as it stands
+void pack_plain(Emit&, const PairRows&, V from, V n, V dst, int64_t ld);
+//   dst[channel / 2][row] dwords of two channels for lanes() rows, times -1 if
+//   `negate`
+void pack_columns(Emit&, const PairRows&, V from, V dst, int64_t ld,
+                  bool negate = false);
+//   dst[row / 2][channel] dwords of two rows
+void pack_interleaved(Emit&, const PairRows&, V from, V n, V dst, int64_t ld);
+//   dst[channel][row]
+void pack_transposed(Emit&, const PairRows&, V from, V n, V dst, int64_t ld);
+
+// The pairs of two rows that lie as bf16 in `even` and `odd`, by two unpacks:
+// dword t of the half j stands for the lane pair_lane(t, j).
+Vs unpack_pairs(Emit&, V even, V odd);
+inline int pair_lane(int t, int half) { return t / 4 * 8 + t % 4 + 4 * half; }
+
+// dst[row_of(lane)][c] = bf16(factor[lane] * src[c][lane]) for lanes() lanes
+// and the rows below `count`; ld in bytes, stride in elements.
+void unpack_columns(Emit&, V src, int64_t ld, int64_t channels, V factor, V dst,
+                    int64_t stride, V count, const std::vector<int>& row_of);
+
+// 2^x for x < 127 with a relative error of 7.5e-5, far below bf16's; exactly 0
+// below -126.5.
+V exp2_coarse(Emit&, V x);
+// Its polynomial, for |r| <= 1/2.
+V exp2_coarse_core(Emit&, V r);
+
+}  // namespace moec
