@@ -2,8 +2,11 @@
 //
 // Heads may be any batch dimensions, shared keys a dimension of size 1 beside
 // one of Q ([B,Hkv,G,T,D] against [B,Hkv,1,T,D]).
+#include <fmt/format.h>
+
 #include "ir/builder.h"
 #include "ir/match.h"
+#include "ir/op_def.h"
 #include "passes/pass.h"
 #include "passes/rewrite.h"
 
@@ -119,7 +122,12 @@ bool fuse_attention(Graph& g, PassContext& ctx) {
     Parts parts;
     Heads heads;
     std::string why;
-    if (match_parts(*n, parts, &why)) why = misfit(parts, heads);
+    Op before = first->operand(0).node->op();
+    if (match_parts(*n, parts, &why))
+      why = misfit(parts, heads);
+    else if (before == Op::Select || before == Op::Add)
+      why = fmt::format("the scores go through {}, which is no causal_mask",
+                        op_name(before));
     if (!why.empty()) {
       ctx.explain(kName, *n, why);
       continue;

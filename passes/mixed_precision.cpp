@@ -1,7 +1,8 @@
-// Matrix products on bf16 operands with f32 sums inside (Micikevicius et al.,
-// "Mixed Precision Training", ICLR 2018, with bf16's range and so without loss
-// scaling). Weights, optimizer, norms, softmax, losses and the router stay in
-// f32; casts stand at the products and fold into their neighbours later.
+// Matrix products and attention on bf16 operands with f32 sums inside
+// (Micikevicius et al., "Mixed Precision Training", ICLR 2018, with bf16's
+// range and so without loss scaling). Weights, optimizer, norms, softmax,
+// losses and the router stay in f32; casts stand at the products and fold into
+// their neighbours later.
 #include <absl/container/flat_hash_map.h>
 #include <absl/container/flat_hash_set.h>
 
@@ -15,6 +16,10 @@ namespace {
 bool is_product(const Node& n) {
   return n.op() == Op::Matmul || n.op() == Op::GroupedMatmul ||
          n.op() == Op::GroupedMatmulDw;
+}
+
+bool is_attention(const Node& n) {
+  return n.op() == Op::Attention || n.op() == Op::AttentionGrad;
 }
 
 // Which expert a token goes to must not hang on rounding, so products that a
@@ -37,20 +42,25 @@ bool mixed_precision(Graph& g, PassContext& ctx) {
   absl::flat_hash_map<Value, Value> rounded;
   bool changed = false;
   for (Node* n : g) {
-    if (!is_product(*n) || n->type().dtype != DType::F32 ||
-        routers.contains(n->where.scope))
+    // The statistics of attention are no operand to round.
+    const int kept = n->op() == Op::AttentionGrad ? 4 : -1;
+    if (!(is_product(*n) || (is_attention(*n) && low == DType::BF16)) ||
+        n->type(0).dtype != DType::F32 || routers.contains(n->where.scope))
       continue;
     Builder b(g, n);
     Values operands(n->operands().begin(), n->operands().end());
     for (Value& v : operands) {
-      if (v.type().dtype != DType::F32) continue;
+      if (v.type().dtype != DType::F32 || &v - operands.data() == kept)
+        continue;
       Value& r = rounded[v];
       if (!r) r = b.cast(v, low);
       v = r;
     }
     Node* product = b.node(n->op(), operands, n->attr_list());
     take_names(*n, *product);
-    g.replace_all_uses(n->result(), b.cast(product->result(), DType::F32));
+    for (int i = 0; i < n->num_results(); ++i)
+      g.replace_all_uses(n->result(i),
+                         b.cast(product->result(i), n->type(i).dtype));
     g.erase(n);
     changed = true;
   }
