@@ -169,6 +169,7 @@ void add_kernels(CLI::App& bench, const char* name, const char* what,
 struct GenerateFlags : RunFlags {
   std::string config, dtype;
   i64 prompt = 128, tokens = 64;
+  bool profile = false;
 };
 
 void run_generate(const GenerateFlags& o) {
@@ -177,6 +178,7 @@ void run_generate(const GenerateFlags& o) {
   auto config = moe::open_model(o.config, set).config;
   auto b = moe::bench_generate(config, engine_options(o, config), o.prompt,
                                o.tokens);
+  if (o.profile) fmt::print(stderr, "{}", b.profile);
   nlohmann::ordered_json j = {
       {"config", std::filesystem::path(o.config).stem().string()},
       {"dtype", config.train.dtype},
@@ -201,6 +203,7 @@ void add_generate(CLI::App& bench) {
       ->check(CLI::Range(1, 1 << 20));
   c->add_option("--tokens", o->tokens, "Tokens to write")
       ->check(CLI::Range(1, 1 << 20));
+  c->add_flag("--profile", o->profile, "Time by kernel, to stderr");
   add_run_flags(*c, *o);
   c->callback([o] { run_generate(*o); });
 }

@@ -25,16 +25,31 @@ struct Options : RunFlags {
 struct Row {
   std::optional<StreamDecoder> decoder;
   std::string text;
+  size_t shown = 0;
   bool stopped = false;
 
   bool add(int32_t id, const std::vector<std::string>& stops) {
+    size_t before = text.size();
     if (decoder) text += decoder->add(uint32_t(id));
-    for (auto& s : stops)
-      if (auto at = text.find(s); at != text.npos) {
-        text.resize(at);
-        stopped = true;
-      }
+    for (auto& s : stops) {
+      auto at = text.find(s, before - std::min(before, s.size()));
+      if (at == text.npos) continue;
+      text.resize(at);
+      stopped = true;
+    }
     return !stopped;
+  }
+
+  // What is new and no beginning of a stop text.
+  std::string show(const std::vector<std::string>& stops) {
+    size_t held = 0;
+    for (auto& s : stops)
+      for (size_t n = std::min(s.size(), text.size()); n > held; --n)
+        if (!stopped && text.ends_with(std::string_view(s).substr(0, n)))
+          held = n;
+    size_t from = std::min(shown, text.size() - held);
+    shown = std::max(shown, text.size() - held);
+    return text.substr(from, shown - from);
   }
 };
 
@@ -60,11 +75,12 @@ std::vector<std::vector<int32_t>> read_prompts(
 }
 
 void run(const Options& o) {
+  double start = seconds();
   check(o.generate.sampling);
   auto opened = moe::open_model(o.checkpoint, o.set);
   moe::Transformer model(opened.config);
   moe::State state;
-  moe::load_parameters(state, model.parameters(), opened);
+  moe::load_for_inference(state, model, opened);
   moe::Engine engine(engine_options(o, opened.config));
   moe::Generator generator(engine, model, state);
   auto prompts = read_prompts(o, opened.tokenizer);
@@ -73,19 +89,18 @@ void run(const Options& o) {
   std::vector<Row> rows(prompts.size());
   for (auto& r : rows)
     if (opened.tokenizer) r.decoder.emplace(*opened.tokenizer);
-  bool stream = prompts.size() == 1 && !o.ids && !o.json && o.stop.empty();
+  bool stream = prompts.size() == 1 && !o.ids && !o.json;
   if (stream && !o.prompts.empty()) fmt::print("{}", o.prompts[0]);
   auto options = o.generate;
   if (opened.tokenizer) options.ids = opened.tokenizer->vocab_size();
-  double start = seconds(), first = 0;
+  double first = 0;
   i64 count = 0;
   auto out = generator.generate(prompts, options, [&](i64 r, int32_t id) {
     if (count++ == 0) first = seconds();
     auto& row = rows[size_t(r)];
-    size_t before = row.text.size();
     bool more = row.add(id, o.stop);
     if (stream) {
-      fmt::print("{}", row.text.substr(before));
+      fmt::print("{}", row.show(o.stop));
       std::fflush(stdout);
     }
     return more;
@@ -98,7 +113,7 @@ void run(const Options& o) {
     if (o.ids)
       fmt::print("{}\n", fmt::join(out[r], ","));
     else if (stream)
-      fmt::print("\n");
+      fmt::print("{}\n", row.show({}));
     else
       fmt::print("{}{}\n", r < o.prompts.size() ? o.prompts[r] : "", row.text);
   }

@@ -125,14 +125,17 @@ Tensor rms_norm(Operand x, Operand gamma, double eps) {
 Tensor layer_norm(Operand x, Operand gamma, Operand beta, double eps) {
   return op(Op::LayerNorm, {x, gamma, beta}, {{"eps", eps}});
 }
-Tensor rope(Operand x, double theta) {
-  return op(Op::Rope, {x}, {{"theta", theta}});
+Tensor rope(Operand x, double theta, i64 axis) {
+  return op(Op::Rope, {x}, {{"theta", theta}, {"axis", axis}});
 }
-Tensor rope(Operand x, Operand positions, double theta) {
-  return op(Op::Rope, {x, positions}, {{"theta", theta}});
+Tensor rope(Operand x, Operand positions, double theta, i64 axis) {
+  return op(Op::Rope, {x, positions}, {{"theta", theta}, {"axis", axis}});
 }
 Tensor causal_mask(Operand scores, i64 window) {
   return op(Op::CausalMask, {scores}, {{"window", window}});
+}
+Tensor causal_mask(Operand scores, Operand start, i64 window) {
+  return op(Op::CausalMask, {scores, start}, {{"window", window}});
 }
 
 Tensor embedding(Operand table, Operand ids) {

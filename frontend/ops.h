@@ -46,7 +46,8 @@ Tensor slice(Operand x, i64 axis, i64 start, i64 limit);
 // Adds `high` zeros at the end of an axis.
 Tensor pad_end(Operand x, i64 axis, i64 high);
 Tensor concat(const std::vector<Operand>& parts, i64 axis);
-// `size` entries of an axis from a start (i32[]) known at run time.
+// `size` entries of an axis from a start (i32[]) known at run time; an update
+// may have a start for each row, i32[B].
 Tensor dynamic_slice(Operand x, Operand start, i64 axis, i64 size);
 Tensor dynamic_update_slice(Operand x, Operand update, Operand start, i64 axis);
 
@@ -65,9 +66,12 @@ struct MatmulOptions {
 Tensor matmul(Operand a, Operand b, MatmulOptions options = {});
 Tensor rms_norm(Operand x, Operand gamma, double eps);
 Tensor layer_norm(Operand x, Operand gamma, Operand beta, double eps);
-Tensor rope(Operand x, double theta);
-Tensor rope(Operand x, Operand positions, double theta);
+// Positions along `axis`, or given as [T] or [B,T].
+Tensor rope(Operand x, double theta, i64 axis = -2);
+Tensor rope(Operand x, Operand positions, double theta, i64 axis = -2);
 Tensor causal_mask(Operand scores, i64 window = 0);
+// With the key at which each row's first query stands, i32[B].
+Tensor causal_mask(Operand scores, Operand start, i64 window);
 
 Tensor embedding(Operand table, Operand ids);
 Tensor gather(Operand table, Operand ids);

@@ -8,7 +8,7 @@ namespace moec::dsl {
 
 Parameter Parameters::add(std::string name, Dims dims, Init init) {
   MOEC_CHECK(find(name) < 0, "parameter {} exists twice", name);
-  all_.push_back({std::move(name), std::move(dims), init});
+  all_.push_back({std::move(name), std::move(dims), init, DType::F32});
   return {size() - 1};
 }
 

@@ -26,6 +26,8 @@ struct ParameterInfo {
   std::string name;  // "layers.0.attn.q_proj.weight"
   Dims dims;
   Init init;
+  // How it stands in memory; the model computes with it as f32.
+  DType stored = DType::F32;
 };
 
 class Parameters {
@@ -35,6 +37,7 @@ class Parameters {
   const std::vector<ParameterInfo>& all() const { return all_; }
   int size() const { return int(all_.size()); }
   const ParameterInfo& operator[](int i) const { return all_[i]; }
+  void set_stored(int i, DType dtype) { all_[i].stored = dtype; }
   // Position of a name, or -1.
   int find(std::string_view name) const;
   // Elements of all of them.

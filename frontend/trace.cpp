@@ -53,7 +53,13 @@ std::unique_ptr<Graph> trace(std::string name, const Parameters& params,
   state.graph = graph.get();
   for (auto& p : params.all())
     state.parameters.emplace_back(
-        graph->add_arg(p.name, Type{DType::F32, p.dims}));
+        graph->add_arg(p.name, Type{p.stored, p.dims}));
+  for (Tensor& p : state.parameters)
+    if (p.dtype() != DType::F32)
+      p = Tensor(graph
+                     ->create(Op::Cast, {p.value()}, {{"dtype", DType::F32}},
+                              nullptr, {})
+                     ->result());
   struct Guard {
     ~Guard() { current_trace = nullptr; }
   } guard;

@@ -16,7 +16,7 @@ namespace {
 constexpr std::string_view kName = "fuse-attention";
 
 struct Parts {
-  Value q, k, v, key;
+  Value q, k, v, key, start;
   Node *scores = nullptr, *mask = nullptr, *dropout = nullptr;
 };
 
@@ -27,7 +27,9 @@ bool match_parts(Node& root, Parts& p, std::string* why) {
                     .node(&p.scores)
                     .one_use();
   auto masked = m::op(Op::CausalMask, {scores}).node(&p.mask).one_use();
-  auto weights = m::op(Op::Softmax, {m::one_of({scores, masked})})
+  auto cached =
+      m::op(Op::CausalMask, {scores, m::any(&p.start)}).node(&p.mask).one_use();
+  auto weights = m::op(Op::Softmax, {m::one_of({scores, masked, cached})})
                      .attr("axis", i64(-1))
                      .one_use();
   auto dropped =
@@ -84,6 +86,17 @@ void apply(Graph& g, Node& root, const Parts& p, const Heads& h) {
   Value k = four_dims(b, p.k, h.batch, h.kv_count);
   Value v = four_dims(b, p.v, h.batch, h.kv_count);
   AttrList attrs{{"scale", p.scores->f("scale")}};
+  if (p.start) {
+    // Caches keep the heads of a position together, as projections do.
+    auto flip = [&](Value x) { return b.transpose(x, {0, 2, 1, 3}); };
+    attrs.emplace_back("window", p.mask->i("window"));
+    Node* fused = b.node(Op::CachedAttention,
+                         {flip(q), flip(k), flip(v), p.start}, attrs);
+    take_names(root, *fused);
+    Value o = b.reshape(flip(fused->result()), root.type().dims);
+    g.replace_all_uses(root.result(), o);
+    return erase_dead(&root);
+  }
   if (p.mask) {
     attrs.emplace_back("causal", true);
     attrs.emplace_back("window", p.mask->i("window"));
@@ -105,6 +118,7 @@ void apply(Graph& g, Node& root, const Parts& p, const Heads& h) {
 std::string_view misfit(const Parts& p, Heads& h) {
   if (!heads_of(p.q.type(), p.k.type(), p.v.type(), h))
     return "batch dimensions of q, k and v are not heads over shared keys";
+  if (p.start) return p.dropout ? "a cache has no dropout" : "";
   if (p.mask && p.k.type().dim(-2) < p.q.type().dim(-2))
     return "there are fewer keys than queries under a causal mask";
   return {};

@@ -7,6 +7,7 @@
 #include <absl/container/flat_hash_set.h>
 
 #include "ir/builder.h"
+#include "passes/few_rows.h"
 #include "passes/pass.h"
 #include "passes/rewrite.h"
 
@@ -47,6 +48,8 @@ bool mixed_precision(Graph& g, PassContext& ctx) {
     if (!(is_product(*n) || (is_attention(*n) && low == DType::BF16)) ||
         n->type(0).dtype != DType::F32 || routers.contains(n->where.scope))
       continue;
+    // Rounding a weight for few rows costs more than it saves.
+    if (has_few_rows(*n)) continue;
     Builder b(g, n);
     Values operands(n->operands().begin(), n->operands().end());
     for (Value& v : operands) {

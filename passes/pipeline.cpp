@@ -98,6 +98,8 @@ std::vector<PipelineStep> standard_pipeline(const PipelineOptions& o) {
   pass("cse");
   pass("dce");
   pass("split-norm");
+  pass("narrow-weights");
+  pass("dce");
   if (o.compute_dtype != DType::F32) {
     pass("mixed-precision");
     pass("canonicalize");

@@ -50,8 +50,16 @@ Buffer::Buffer(int64_t bytes) : size_(bytes) {
                format_bytes(double(bytes)));
 }
 
+Buffer::Buffer(std::span<const std::byte> memory,
+               std::shared_ptr<const void> owner)
+    : data_(const_cast<std::byte*>(memory.data())),
+      size_(int64_t(memory.size())),
+      owner_(std::move(owner)) {
+  MOEC_CHECK(uintptr_t(data_) % 64 == 0 && owner_);
+}
+
 Buffer::~Buffer() {
-  if (!data_) return;
+  if (!data_ || owner_) return;
   if (mapped(size_))
     munmap(data_, size_t(round_up(size_, 4096)));
   else
@@ -60,11 +68,13 @@ Buffer::~Buffer() {
 
 Buffer::Buffer(Buffer&& o) noexcept
     : data_(std::exchange(o.data_, nullptr)),
-      size_(std::exchange(o.size_, 0)) {}
+      size_(std::exchange(o.size_, 0)),
+      owner_(std::move(o.owner_)) {}
 
 Buffer& Buffer::operator=(Buffer&& o) noexcept {
   std::swap(data_, o.data_);
   std::swap(size_, o.size_);
+  std::swap(owner_, o.owner_);
   return *this;
 }
 

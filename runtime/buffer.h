@@ -3,6 +3,7 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <span>
 
 #include "support/error.h"
@@ -14,6 +15,9 @@ class Buffer {
   Buffer() = default;
   // A UserError if the system has no such memory.
   explicit Buffer(int64_t bytes);
+  // Memory of `owner`, a mapped file say, that nobody may write to; it has to
+  // be aligned.
+  Buffer(std::span<const std::byte> memory, std::shared_ptr<const void> owner);
   ~Buffer();
   Buffer(Buffer&& o) noexcept;
   Buffer& operator=(Buffer&& o) noexcept;
@@ -39,6 +43,7 @@ class Buffer {
  private:
   std::byte* data_ = nullptr;
   int64_t size_ = 0;
+  std::shared_ptr<const void> owner_;  // none: the buffer itself
 };
 
 }  // namespace moec

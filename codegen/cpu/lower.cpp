@@ -45,6 +45,7 @@ const Table& table() {
     x[int(Op::GlobalNorm)] = lower_global_norm;
     x[int(Op::AdamW)] = lower_adamw;
     x[int(Op::Attention)] = x[int(Op::AttentionGrad)] = lower_attention;
+    x[int(Op::CachedAttention)] = lower_cached_attention;
     x[int(Op::Matmul)] = lower_matmul;
     x[int(Op::GroupedMatmul)] = lower_grouped_matmul;
     x[int(Op::GroupedMatmulDw)] = lower_grouped_matmul_dw;
@@ -64,6 +65,8 @@ LowerFn cpu_lowering(Op op) { return table()[int(op)]; }
 
 bool cpu_supports(const Node& n) {
   if (!cpu_lowering(n.op())) return false;
+  if (n.op() == Op::CausalMask && n.num_operands() > 1) return false;
+  if (n.op() == Op::MoeFfn && is_moe_few(n)) return true;
   // the fused kernels are written for f32, attention for bf16 too
   bool attention = n.op() == Op::Attention || n.op() == Op::AttentionGrad;
   if (attention && n.operand(0).type().dtype == DType::F16) return false;

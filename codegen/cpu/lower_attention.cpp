@@ -1,5 +1,7 @@
-// Attention ops as the flash kernels of attention.h.
+// Attention ops as the flash kernels of attention.h, and over caches as those
+// of cached_attention.h.
 #include "codegen/cpu/attention.h"
+#include "codegen/cpu/cached_attention.h"
 #include "codegen/cpu/lowerings.h"
 
 namespace moec {
@@ -49,6 +51,30 @@ Lowered lower_attention(const Node& n, const Target& t) {
     l.buffers.push_back(workspace);
   }
   out.launches.push_back(std::move(l));
+  return out;
+}
+
+Lowered lower_cached_attention(const Node& n, const Target& t) {
+  const Dims &q = n.operand(0).type().dims, &k = n.operand(1).type().dims;
+  CachedAttentionSpec s;
+  s.batch = q[0], s.queries = q[1], s.heads = q[2], s.dim = q[3];
+  s.length = k[1], s.kv_heads = k[2];
+  s.value_dim = n.operand(2).type().dims[3];
+  s.window = n.i("window");
+  s.scale = n.f("scale");
+  const int result = 4, workspace = 5;
+  const bool partial = s.partial_elements() > 0;
+  Lowered out;
+  out.workspace_bytes = s.partial_elements() * 4;
+  LoweredLaunch attend;
+  attend.spec = cached_attention(s, t);
+  attend.buffers = {0, 1, 2, 3, partial ? workspace : result};
+  out.launches.push_back(std::move(attend));
+  if (!partial) return out;
+  LoweredLaunch combine;
+  combine.spec = cached_attention_combine(s, t);
+  combine.buffers = {workspace, 3, result};
+  out.launches.push_back(std::move(combine));
   return out;
 }
 

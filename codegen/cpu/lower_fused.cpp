@@ -4,7 +4,9 @@
 #include "codegen/cpu/cross_entropy.h"
 #include "codegen/cpu/lowerings.h"
 #include "codegen/cpu/moe.h"
+#include "codegen/cpu/moe_few.h"
 #include "codegen/cpu/target.h"
+#include "passes/few_rows.h"
 #include "support/error.h"
 
 namespace moec {
@@ -69,12 +71,29 @@ void add_launches(Lowered& out, const std::vector<MoeLaunch>& launches,
 
 }  // namespace
 
+bool is_moe_few(const Node& n) {
+  const Type &x = n.operand(0).type(), &up = n.operand(5).type();
+  auto stored = [&](int i) { return n.operand(i).type().dtype == up.dtype; };
+  const bool gated = is_gated(parse_moe_activation(n.s("activation")));
+  return x.dtype == DType::F32 &&
+         (up.dtype == DType::F32 || up.dtype == DType::BF16) && stored(6) &&
+         (!gated || stored(7)) && has_few_rows(n);
+}
+
 Lowered lower_moe_ffn(const Node& n, const Target& t) {
   MoePlaces places{};
   MoeSpec s = moe_spec(n, 0, places);
   const int results = n.num_operands(), workspace = results + 2;
   Workspace w;
   places[size_t(MoeBuffer::Y)] = {results, 0};
+  if (is_moe_few(n)) {
+    places[size_t(MoeBuffer::Activated)] = {workspace,
+                                            w.take(4 * s.slots() * s.hidden)};
+    Lowered out;
+    add_launches(out, moe_few(s, n.operand(5).type().dtype, t), places);
+    out.workspace_bytes = w.bytes;
+    return out;
+  }
   places[size_t(MoeBuffer::Saved)] = {results + 1, 0};
   places[size_t(MoeBuffer::Rows)] = {workspace, w.take(4 * s.slots() * s.dim)};
   Lowered out;

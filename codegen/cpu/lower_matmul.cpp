@@ -4,8 +4,10 @@
 #include <algorithm>
 
 #include "codegen/cpu/emit.h"
+#include "codegen/cpu/gemv.h"
 #include "codegen/cpu/lowerings.h"
 #include "codegen/cpu/matmul.h"
+#include "passes/few_rows.h"
 #include "support/error.h"
 
 namespace moec {
@@ -62,6 +64,20 @@ Lowered lower_matmul(const Node& n, const Target& t) {
   if (!ta && no_batch(b)) {
     // Rows of all batches meet the same matrix.
     for (i64 s : batch) d.m *= s;
+    if (has_few_rows(n)) {
+      Lowered out;
+      launch(out,
+             gemv_kernel({.rows = d.m,
+                          .n = d.n,
+                          .k = d.k,
+                          .x = a.dtype,
+                          .weights = b.dtype,
+                          .y = c.dtype,
+                          .scale = d.scale},
+                         t),
+             {0, 1, 2});
+      return out;
+    }
   } else {
     d.batch.assign(batch.begin(), batch.end());
     d.a.batch_strides = batch_strides(a, batch);

@@ -275,14 +275,18 @@ Lowered lower_dynamic_update_slice(const Node& n, const Target& t) {
              place(3, x.dtype, {1})));
   i64 size = u.dims[axis], run = size * inner, last = x.dims[axis] - size;
   i64 bytes = dtype_size(x.dtype), row = x.dims[axis] * inner;
+  // Pieces that share a start.
+  i64 rows = n.operand(2).type().rank() == 0 ? 1 : x.dims[0];
+  i64 pieces = std::max<i64>(1, outer / std::max<i64>(1, rows));
   KernelSpec k;
-  k.key = fmt::format("update_slice {} run {} of {} step {} last {}",
-                      dtype_name(x.dtype), run, row, inner, last);
+  k.key = fmt::format("update_slice {} run {} of {} step {} last {} by {}",
+                      dtype_name(x.dtype), run, row, inner, last, pieces);
   k.tasks = outer;
   k.bytes = 2.0 * double(u.bytes());
   DType dt = x.dtype;
   k.emit = [=](Emit& e) {
-    V start = e.sext(e.load(DType::I32, e.buffer(2)), Ty::I64);
+    V which = e.udiv(e.task(), e.i(pieces));
+    V start = e.sext(e.load(DType::I32, e.at(e.buffer(2), which)), Ty::I64);
     start = e.min(e.max(start, e.i(0)), e.i(last));
     V from = e.at(e.buffer(1), e.mul(e.task(), run), bytes);
     V to = e.at(e.buffer(3), e.add(e.mul(e.task(), row), e.mul(start, inner)),

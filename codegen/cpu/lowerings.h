@@ -52,11 +52,14 @@ Lowered lower_route(const Node&, const Target&);
 Lowered lower_global_norm(const Node&, const Target&);
 Lowered lower_adamw(const Node&, const Target&);
 Lowered lower_attention(const Node&, const Target&);
+Lowered lower_cached_attention(const Node&, const Target&);
 Lowered lower_matmul(const Node&, const Target&);
 Lowered lower_grouped_matmul(const Node&, const Target&);
 Lowered lower_grouped_matmul_dw(const Node&, const Target&);
 
 Lowered lower_moe_ffn(const Node&, const Target&);
+// Few tokens without a backward: weights may be bf16 then.
+bool is_moe_few(const Node&);
 Lowered lower_moe_ffn_grad(const Node&, const Target&);
 Lowered lower_linear_cross_entropy(const Node&, const Target&);
 Lowered lower_linear_cross_entropy_grad(const Node&, const Target&);

@@ -3,11 +3,15 @@
 #include <time.h>
 
 #include <algorithm>
+#include <chrono>
+#include <cstring>
 #include <vector>
 
 #include "codegen/cpu/emit.h"
 #include "codegen/cpu/jit.h"
 #include "codegen/cpu/target.h"
+#include "support/error.h"
+#include "support/thread_pool.h"
 
 namespace moec {
 
@@ -162,6 +166,56 @@ Peak measure_peak(KernelLibrary& lib, double seconds) {
         best_rate(lib.get(spec), buffers, spec.bytes, seconds);
   }
   return p;
+}
+
+double measure_read(KernelLibrary& lib, ThreadPool& pool,
+                    std::span<std::byte> data) {
+  constexpr int64_t kTask = 128 << 10;
+  // Two ways, as it depends on the machine whether asking ahead helps.
+  auto kernel = [&](bool ahead) {
+    KernelSpec k;
+    k.key = ahead ? "stream read ahead" : "stream read tasks";
+    k.emit = [ahead](Emit& e) {
+      const int L = e.lanes(), unroll = 256 / (4 * L);
+      V from = e.at(e.buffer(0), e.task(), kTask);
+      Vs sums =
+          e.loop(e.i(0), e.i(kTask / 4), unroll * L,
+                 Vs(unroll, e.zero(Ty::F32, 0)), [&](V k, Vs s) {
+                   V line = e.at(from, k);
+                   for (int l = 0; ahead && l < 4; ++l)
+                     e.prefetch(e.at(line, 16 * (64 + l)), 2);
+                   for (int u = 0; u < unroll; ++u)
+                     s[u] = e.add(
+                         s[u], e.vload_aligned(DType::F32, e.at(line, u * L)));
+                   return s;
+                 });
+      V sum = sums[0];
+      for (int u = 1; u < unroll; ++u) sum = e.add(sum, sums[u]);
+      e.vstore(DType::F32, sum, e.scratch());
+    };
+    return k;
+  };
+  const int64_t tasks = std::max<int64_t>(1, int64_t(data.size()) / kTask);
+  MOEC_CHECK(int64_t(data.size()) >= tasks * kTask);
+  std::memset(data.data(), 0, data.size());
+  std::byte* buffers[] = {data.data()};
+  std::vector<float> scratch(size_t(pool.threads()) * 64 + 16);
+  auto* base =
+      reinterpret_cast<std::byte*>((uintptr_t(scratch.data()) + 63) / 64 * 64);
+  double best = 0;
+  for (bool ahead : {false, true}) {
+    KernelFn fn = lib.get(kernel(ahead));
+    for (int round = 0; round < 4; ++round) {
+      auto start = std::chrono::steady_clock::now();
+      pool.run(tasks, [&](int64_t task, int thread) {
+        fn(buffers, task, base + thread * 256);
+      });
+      std::chrono::duration<double> time =
+          std::chrono::steady_clock::now() - start;
+      best = std::max(best, double(tasks * kTask) / time.count());
+    }
+  }
+  return best;
 }
 
 }  // namespace moec

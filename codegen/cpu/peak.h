@@ -1,11 +1,14 @@
 // What this machine can do, measured by generated kernels on one thread: the
 // denominators of every share of peak that moec prints.
 #pragma once
+#include <cstddef>
 #include <cstdint>
+#include <span>
 
 namespace moec {
 
 class KernelLibrary;
+class ThreadPool;
 
 struct Peak {
   double f32 = 0;             // FLOP/s of independent FMA chains in registers
@@ -23,6 +26,10 @@ Peak measure_peak(KernelLibrary&, double seconds = 0.05);
 // The f32 or the best bf16 rate alone, in a few milliseconds: to be interleaved
 // with what is compared with it.
 double measure_flops(KernelLibrary&, bool bf16, double seconds = 0.005);
+
+// Bytes/s at which all threads of the pool together read `data`, in the order
+// of kernels that stream weights; the best of some rounds of wall time.
+double measure_read(KernelLibrary&, ThreadPool&, std::span<std::byte> data);
 
 // CPU time of this thread in seconds.
 double thread_seconds();

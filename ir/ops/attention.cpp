@@ -82,11 +82,16 @@ Values vjp_rope(Builder& b, Node& n, Gradients dy) {
 Types infer_mask(const InferArgs& a) {
   expect_float(a, 0);
   expect_min_rank(a, 0, 2);
-  if (a.in[0].dim(-2) > a.in[0].dim(-1))
+  if (a.in.size() > 1) {
+    expect_dtype(a, 1, DType::I32);
+    expect_min_rank(a, 0, 3);
+    expect_dims(a, 1, {a.in[0].dims[0]});
+  } else if (a.in[0].dim(-2) > a.in[0].dim(-1)) {
     user_error(
         "causal_mask: {} has more queries than keys; the first would "
         "see none",
         to_string(a.in[0]));
+  }
   if (a.node.i("window") < 0) user_error("causal_mask: window is negative");
   return {a.in[0]};
 }
@@ -94,21 +99,35 @@ Types infer_mask(const InferArgs& a) {
 void eval_mask(const EvalArgs& a) {
   const Type& t = a.in[0]->type;
   i64 queries = t.dim(-2), keys = t.dim(-1), window = a.node.i("window");
+  i64 per_row = t.numel() / std::max<i64>(t.dims[0], 1);
   for (i64 i = 0; i < t.numel(); ++i) {
-    i64 distance = i / keys % queries + keys - queries - i % keys;
+    i64 start =
+        a.in.size() > 1 ? i64(a.in[1]->data[i / per_row]) : keys - queries;
+    i64 distance = i / keys % queries + start - i % keys;
     bool seen = distance >= 0 && (window == 0 || distance < window);
     a.out[0].data[i] =
         seen ? a.in[0]->data[i] : -std::numeric_limits<double>::infinity();
   }
 }
 
-// bool[Tq,Tk]: which keys each query sees.
-Value seen_keys(Builder& b, i64 queries, i64 keys, i64 window) {
+// bool[Tq,Tk], or [B,1,..,Tq,Tk] with starts by row: which keys each query
+// sees.
+Value seen_keys(Builder& b, const Node& n) {
+  const Type& t = n.type();
+  i64 queries = t.dim(-2), keys = t.dim(-1), window = n.i("window");
   auto index = [&](i64 axis) {
     return b.op(Op::Iota, {},
                 {{"shape", std::vector<i64>{queries, keys}}, {"axis", axis}});
   };
-  Value distance = b.sub(b.add(index(0), double(keys - queries)), index(1));
+  Value at = index(0);
+  if (n.num_operands() > 1) {
+    Dims rows(size_t(t.rank()), 1);
+    rows[0] = t.dims[0];
+    at = b.add(at, b.reshape(n.operand(1), rows));
+  } else {
+    at = b.add(at, double(keys - queries));
+  }
+  Value distance = b.sub(at, index(1));
   Value seen = b.compare(distance, b.scalar(0, DType::I32), "ge");
   if (window == 0) return seen;
   return b.op(
@@ -117,9 +136,7 @@ Value seen_keys(Builder& b, i64 queries, i64 keys, i64 window) {
 }
 
 Value where_seen(Builder& b, const Node& n, Value x, double otherwise) {
-  const Type& t = n.type();
-  return b.select(seen_keys(b, t.dim(-2), t.dim(-1), n.i("window")), x,
-                  b.scalar(otherwise, t.dtype));
+  return b.select(seen_keys(b, n), x, b.scalar(otherwise, n.type().dtype));
 }
 
 // ---- attention -------------------------------------------------------------
@@ -312,12 +329,64 @@ Cost attention_cost(const Node& n) {
   return io_cost(n, n.op() == Op::Attention ? flops : 2.5 * flops);
 }
 
+// ---- attention over a cache ------------------------------------------------
+
+// q[B,T,H,D], k[B,L,Hkv,D], v[B,L,Hkv,Dv], start i32[B]
+Types infer_cached_attention(const InferArgs& a) {
+  expect_float(a, 0);
+  for (int i : {0, 1, 2}) {
+    expect_rank(a, i, 4);
+    expect_dtype_of(a, i, 0);
+  }
+  const Dims &q = a.in[0].dims, &k = a.in[1].dims, &v = a.in[2].dims;
+  if (k[0] != q[0] || k[3] != q[3])
+    user_error(
+        "cached_attention: {} does not fit {}: batch and head width should be "
+        "equal",
+        describe(a, 1), describe(a, 0));
+  if (k[2] == 0 || q[2] % k[2] != 0)
+    user_error(
+        "cached_attention: the {} heads of {} are no multiple of the {} of {}",
+        q[2], describe(a, 0), k[2], describe(a, 1));
+  if (v[0] != k[0] || v[1] != k[1] || v[2] != k[2])
+    user_error(
+        "cached_attention: {} and {} should differ in the last dimension only",
+        describe(a, 1), describe(a, 2));
+  expect_dtype(a, 3, DType::I32);
+  expect_dims(a, 3, {q[0]});
+  if (a.node.i("window") < 0)
+    user_error("cached_attention: window is negative");
+  return {Type{a.in[0].dtype, {q[0], q[1], q[2], v[3]}}};
+}
+
+Values decompose_cached_attention(Builder& b, Node& n) {
+  auto flip = [&](Value x) { return b.transpose(x, {0, 2, 1, 3}); };
+  Value q = flip(n.operand(0)), k = flip(n.operand(1)), v = flip(n.operand(2));
+  const Dims d = q.type().dims, kd = k.type().dims;
+  Dims grouped = {d[0], kd[1], d[1] / kd[1] * d[2], d[3]};
+  Value s = b.matmul(b.reshape(q, grouped), k, false, true, n.f("scale"));
+  s = b.reshape(s, {d[0], d[1], d[2], kd[2]});
+  s = b.op(Op::CausalMask, {s, n.operand(3)}, {{"window", n.i("window")}});
+  grouped[3] = kd[2];
+  Value o = b.matmul(b.reshape(b.softmax(s), grouped), v);
+  return {flip(b.reshape(o, {d[0], d[1], d[2], v.type().dims[3]}))};
+}
+
+Cost cached_attention_cost(const Node& n) {
+  const Dims &q = n.operand(0).type().dims, &v = n.operand(2).type().dims;
+  double pairs = double(q[0] * q[1] * q[2]) * double(v[1]);
+  return io_cost(n, 2 * pairs * double(q[3] + v[3]));
+}
+
 const AttrDef kRopeAttrs[] = {
     optional("theta", 10000.0, "base of the frequencies"),
     optional("inverse", false, "rotate backwards"),
     optional("axis", i64(-2), "the axis of positions")};
 const AttrDef kMaskAttrs[] = {
     optional("window", i64(0), "keys seen, itself included; 0 is all")};
+const AttrDef kCachedAttentionAttrs[] = {
+    optional("window", i64(0), "keys seen, itself included; 0 is all"),
+    optional("scale", 1.0, "factor on q k^T")};
 const AttrDef kAttentionAttrs[] = {
     optional("causal", false, "query i sees keys j <= i + Tk - T"),
     optional("window", i64(0), "keys seen, itself included; 0 is all"),
@@ -351,15 +420,20 @@ const OpDef kRope = {
 const OpDef kCausalMask = {
     .name = "causal_mask",
     .summary =
-        "Scores s[...,Tq,Tk] where 0 <= (i + Tk - Tq) - j < window, "
-        "else -inf.",
+        "Scores s[B,...,Tq,Tk] where 0 <= i + start - j < window, else -inf; "
+        "start[B] is the key at which each row's first query stands, Tk - Tq "
+        "if not given.",
     .min_inputs = 1,
-    .max_inputs = 1,
+    .max_inputs = 2,
     .attrs = kMaskAttrs,
-    .operand_names = {"s"},
+    .operand_names = {"s", "start"},
     .infer = infer_mask,
-    .vjp = [](Builder& b, Node& n,
-              Gradients dy) { return Values{where_seen(b, n, dy[0], 0)}; },
+    .vjp =
+        [](Builder& b, Node& n, Gradients dy) {
+          Values g(size_t(n.num_operands()));
+          g[0] = where_seen(b, n, dy[0], 0);
+          return g;
+        },
     .decompose =
         [](Builder& b, Node& n) {
           double none = -std::numeric_limits<double>::infinity();
@@ -396,6 +470,22 @@ const OpDef kAttentionGrad = {
     .infer = infer_attention_grad,
     .decompose = decompose_attention_grad,
     .cost = attention_cost,
+};
+
+const OpDef kCachedAttention = {
+    .name = "cached_attention",
+    .summary =
+        "softmax(scale q k^T) v over a cache, for generation: query t of row "
+        "b stands at key start[b] + t and sees it and the keys before; "
+        "q[B,T,H,D], k[B,L,Hkv,D], v[B,L,Hkv,Dv].",
+    .min_inputs = 4,
+    .max_inputs = 4,
+    .traits = kFused,
+    .attrs = kCachedAttentionAttrs,
+    .operand_names = {"q", "k", "v", "start"},
+    .infer = infer_cached_attention,
+    .decompose = decompose_cached_attention,
+    .cost = cached_attention_cost,
 };
 
 }  // namespace moec::ops

@@ -68,7 +68,9 @@ Types infer_matmul(const InferArgs& args) {
     expect_float(args, i);
     expect_min_rank(args, i, 2);
   }
-  expect_dtype_of(args, 1, 0);
+  // Weights may be stored in bf16 beside f32 activations.
+  if (a.dtype != DType::F32 || b.dtype != DType::BF16)
+    expect_dtype_of(args, 1, 0);
   bool ta = args.node.b("transpose_a"), tb = args.node.b("transpose_b");
   i64 k = a.dim(ta ? -2 : -1), kb = b.dim(tb ? -1 : -2);
   if (k != kb) {
@@ -133,6 +135,8 @@ Values vjp_matmul(Builder& b, Node& n, Gradients dys) {
   Value x = n.operand(0), w = n.operand(1), dy = dys[0];
   bool ta = n.b("transpose_a"), tb = n.b("transpose_b");
   double scale = n.f("scale");
+  if (x.type().dtype != w.type().dtype)
+    user_error("matmul: has no gradient where b is stored in bf16 beside f32");
   Values g(2);
   if (wants_grad(x)) {
     Value dx = ta ? b.matmul(w, dy, tb, true, scale)
@@ -263,7 +267,9 @@ const AttrDef kGroupedDwAttrs[] = {
 
 const OpDef kMatmul = {
     .name = "matmul",
-    .summary = "scale a[...,M,K] b[...,K,N]; leading axes broadcast.",
+    .summary =
+        "scale a[...,M,K] b[...,K,N]; leading axes broadcast. b may be bf16 "
+        "beside an f32 a, as weights that are only stored so.",
     .min_inputs = 2,
     .max_inputs = 2,
     .attrs = kMatmulAttrs,

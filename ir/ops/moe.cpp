@@ -79,9 +79,19 @@ void check_operands(const InferArgs& a) {
     expect_dims(a, i, dims);
   };
   i64 d = x.dims[1];
-  expect(o.up, {experts, hidden, d});
-  expect(o.gate, {experts, hidden, d});
-  expect(o.down, {experts, d, hidden});
+  // Weights may be stored in bf16 beside f32 activations.
+  const DType stored = up.dtype;
+  auto expect_weight = [&](int i, Dims dims) {
+    if (i < 0) return;
+    if (stored == DType::BF16 && x.dtype == DType::F32)
+      expect_dtype(a, i, stored);
+    else
+      expect_dtype_of(a, i, o.x);
+    expect_dims(a, i, dims);
+  };
+  expect_weight(o.up, {experts, hidden, d});
+  expect_weight(o.gate, {experts, hidden, d});
+  expect_weight(o.down, {experts, d, hidden});
   expect(o.bias_up, {experts, hidden});
   expect(o.bias_gate, {experts, hidden});
   expect(o.bias_down, {experts, d});
@@ -148,7 +158,8 @@ struct Grouped {
     return b.select(used, token, b.scalar(-1, DType::I32));
   }
   Value product(Value rows, int w, int bias, bool transposed) const {
-    Values operands = {rows, in(w), in(o.offsets)};
+    Value weight = b.cast(in(w), rows.type().dtype);
+    Values operands = {rows, weight, in(o.offsets)};
     if (bias >= 0) operands.push_back(in(bias));
     return b.node(Op::GroupedMatmul, operands, {{"transpose_b", transposed}})
         ->result();
@@ -224,6 +235,8 @@ Values decompose_moe_grad(Builder& b, Node& n) {
 Values vjp_moe(Builder& b, Node& n, Gradients dy) {
   Values g(size_t(n.num_operands()));
   if (!dy[0]) return g;
+  if (n.operand(5).type().dtype != n.operand(0).type().dtype)
+    user_error("moe_ffn: has no gradient where weights are stored in bf16");
   Values in = {dy[0], n.result(1)};
   in.insert(in.end(), n.operands().begin(), n.operands().end());
   Node* grad = b.node(Op::MoeFfnGrad, in, n.attr_list());
@@ -253,8 +266,9 @@ const OpDef kMoeFfn = {
         "y[n] = sum_j w[n,j] FFN_e(x[n]) over the experts e that token n is "
         "routed to (offsets, perm, inverse as route gives them), with "
         "w_up, w_gate [E,hidden,d] and w_down [E,d,hidden]; w_gate stands "
-        "before the biases if the activation has one. h is saved for "
-        "moe_ffn_grad, in the backend's own layout.",
+        "before the biases if the activation has one. Weights may be bf16 "
+        "beside an f32 x. h is saved for moe_ffn_grad, in the backend's own "
+        "layout.",
     .min_inputs = 7,
     .max_inputs = 11,
     .traits = kFused,

@@ -258,7 +258,12 @@ Types infer_dynamic_slice(const InferArgs& a) {
 Types infer_dynamic_update_slice(const InferArgs& a) {
   i64 axis = axis_attr(a);
   expect_dtype_of(a, 1, 0);
-  expect_start(a, 2);
+  if (a.in[2].rank() == 1 && axis > 0) {
+    expect_dtype(a, 2, DType::I32);
+    expect_dims(a, 2, {a.in[0].dims[0]});
+  } else {
+    expect_start(a, 2);
+  }
   Type u = a.in[1];
   if (u.rank() == a.in[0].rank() && u.dims[axis] <= a.in[0].dims[axis])
     u.dims[axis] = a.in[0].dims[axis];
@@ -285,10 +290,22 @@ void eval_dynamic_slice(const EvalArgs& a) {
 
 void eval_dynamic_update_slice(const EvalArgs& a) {
   i64 axis = axis_of(a.node);
-  a.out[0].data = a.in[0]->data;
-  place(*a.in[1],
-        clamped_offset(*a.in[0], axis, a.in[1]->type.dims[axis], *a.in[2]),
-        a.out[0]);
+  const Tensor &x = *a.in[0], &update = *a.in[1], &start = *a.in[2];
+  a.out[0].data = x.data;
+  i64 size = update.type.dims[axis];
+  if (start.type.rank() == 0)
+    return place(update, clamped_offset(x, axis, size, start), a.out[0]);
+  // each row by itself
+  i64 rows = x.type.dims[0], per_row = update.type.numel() / rows;
+  AxisView v(x.type, axis);
+  i64 outer = v.outer / rows, run = size * v.inner;
+  for (i64 r = 0; r < rows; ++r) {
+    i64 at = std::clamp<i64>(i64(start.data[r]), 0, v.n - size);
+    for (i64 o = 0; o < outer; ++o)
+      std::copy_n(
+          update.data.data() + r * per_row + o * run, run,
+          a.out[0].data.data() + ((r * outer + o) * v.n + at) * v.inner);
+  }
 }
 
 Value update_slice(Builder& b, Value x, Value update, Value start, i64 axis) {
@@ -425,7 +442,8 @@ const OpDef kDynamicUpdateSlice = {
     .name = "dynamic_update_slice",
     .summary =
         "x with the slice from start, which is clamped so that it "
-        "fits, replaced by update.",
+        "fits, replaced by update; start is i32[], or i32[B] with one for "
+        "each row of the first axis.",
     .min_inputs = 3,
     .max_inputs = 3,
     .traits = kDataMovement,
@@ -436,6 +454,9 @@ const OpDef kDynamicUpdateSlice = {
         [](Builder& b, Node& n, Gradients dy) {
           Value update = n.operand(1), start = n.operand(2);
           i64 axis = axis_of(n);
+          if (start.type().rank() > 0)
+            user_error(
+                "dynamic_update_slice: has no gradient for starts by row");
           return Values{
               update_slice(b, dy[0], b.zeros_like(update), start, axis),
               b.op(Op::DynamicSlice, {dy[0], start},

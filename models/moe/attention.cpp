@@ -31,30 +31,32 @@ Attention::Attention(At at, const Config& c)
 }
 
 Tensor Attention::split(Tensor x, i64 n, i64 width) const {
-  Tensor h = reshape(x, {x.dim(0), x.dim(1), n, width});
-  return transpose(h, {0, 2, 1, 3});
+  return reshape(x, {x.dim(0), x.dim(1), n, width});
 }
 
-// Norm per head and rotary positions of queries or keys [B,n,T,d_head].
+// Norm per head and rotary positions of queries or keys [B,T,n,d_head].
 Tensor Attention::positioned(Tensor x, const RmsNorm& norm,
                              const KvContext* cache) const {
   if (qk_norm == "head") x = norm(x);
   if (rope_theta == 0) return x;
-  return cache ? rope(x, cache->positions, rope_theta) : rope(x, rope_theta);
+  constexpr i64 kPositions = 1;
+  return cache && cache->start
+             ? rope(x, cache->positions, rope_theta, kPositions)
+             : rope(x, rope_theta, kPositions);
 }
 
 namespace {
 
-// Keys or values [B,n,T,w] of all indices: the cache with those of now.
-Tensor with_cache(Tensor now, KvContext& cache, std::vector<Tensor>& layers,
-                  i64 layer) {
-  if (!cache.start) {
-    layers.push_back(now);
-    return now;
-  }
-  Tensor& all = layers[size_t(layer)];
-  all = dynamic_update_slice(all, now, cache.start, 2);
-  return all;
+// Puts keys or values [B,T,n,w] in the cache. Returns those of all indices
+// that the tokens may see.
+Tensor with_cache(Tensor now, const KvContext& cache, Tensor& all) {
+  Tensor at = cache.start;
+  if (!at)
+    at =
+        Tensor(record(Op::Constant, {}, {{"dtype", DType::I32}, {"value", 0.0}})
+                   ->result());
+  all = dynamic_update_slice(all, now, at, 1);
+  return cache.start ? all : now;
 }
 
 }  // namespace
@@ -70,29 +72,28 @@ Tensor Attention::operator()(Tensor x, KvContext* cache, i64 layer) const {
   Tensor qs = positioned(split(q0, heads, d_head), q_norm, cache);
   Tensor ks = positioned(split(k0, kv_heads, d_head), k_norm, cache);
   Tensor vs = split(v0, kv_heads, d_value);
-  Tensor mask;
   if (cache) {
-    ks = with_cache(ks, *cache, cache->keys, layer);
-    vs = with_cache(vs, *cache, cache->values, layer);
-    mask = cache->mask;
+    ks = with_cache(ks, *cache, cache->keys[size_t(layer)]);
+    vs = with_cache(vs, *cache, cache->values[size_t(layer)]);
   }
+  auto heads_first = [](Tensor y) { return transpose(y, {0, 2, 1, 3}); };
+  qs = heads_first(qs), ks = heads_first(ks), vs = heads_first(vs);
   // Query head h belongs to key and value head h / groups.
   if (groups > 1) {
     i64 n = ks.dim(2);
     qs = reshape(qs, {b, kv_heads, groups, t, d_head});
     ks = reshape(ks, {b, kv_heads, 1, n, d_head});
     vs = reshape(vs, {b, kv_heads, 1, n, d_value});
-    if (mask) mask = reshape(mask, {b, 1, 1, t, n});
   }
   qs.named("q"), ks.named("k"), vs.named("v");
   double scale = 1 / std::sqrt(double(d_head));
   Tensor s = matmul(qs, ks, {.transpose_b = true, .scale = scale}).named("s");
-  // Far below any score, so that its softmax is 0.
-  s = mask ? select(mask, s, -1e30) : causal_mask(s, window);
+  s = cache && cache->start ? causal_mask(s, cache->start, window)
+                            : causal_mask(s, window);
   Tensor p = softmax(s).named("p");
   Tensor o = matmul(dropout(p), vs).named("o");
   o = reshape(o, {b, heads, t, d_value});
-  o = reshape(transpose(o, {0, 2, 1, 3}), {b, t, heads * d_value});
+  o = reshape(heads_first(o), {b, t, heads * d_value});
   return out(o);
 }
 

@@ -1,5 +1,7 @@
 #include "models/moe/benchmark.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <chrono>
 #include <ctime>
@@ -93,6 +95,26 @@ TrainBenchmark bench_train(const Config& config, const EngineOptions& options,
   return b;
 }
 
+namespace {
+
+// A prompt and one token, by kernel.
+std::string profile(Generator& generator, const Config& config, i64 prompt) {
+  std::vector<std::vector<int32_t>> text(1);
+  for (i64 i = 0; i < prompt; ++i) text[0].push_back(random_id(config, i));
+  std::string tables;
+  for (const char* name : {"prefill", "one token"}) {
+    Trace trace;
+    generator.set_trace(&trace);
+    generator.next(text);
+    generator.set_trace(nullptr);
+    tables += fmt::format("{}\n{}", name, trace.table());
+    text[0].push_back(0);
+  }
+  return tables;
+}
+
+}  // namespace
+
 GenerateBenchmark bench_generate(const Config& given,
                                  const EngineOptions& options, i64 prompt,
                                  i64 tokens) {
@@ -101,8 +123,11 @@ GenerateBenchmark bench_generate(const Config& given,
   config.train.seq = std::max(config.train.seq, prompt + tokens);
   Engine engine(options);
   Transformer model(config);
+  if (options.dtype == "bf16") model.store_weights(DType::BF16);
   State state;
   init_parameters(state, model.parameters(), uint64_t(config.train.seed));
+  int64_t stored = 0;
+  for (auto& e : state.all()) stored += e.spec.bytes;
   Generator generator(engine, model, state);
   GenerateBenchmark b;
   b.threads = engine.threads();
@@ -125,7 +150,10 @@ GenerateBenchmark bench_generate(const Config& given,
     b.prefill_tokens_per_s = std::max(b.prefill_tokens_per_s, prefill);
     b.decode_tokens_per_s = std::max(b.decode_tokens_per_s, decode);
   }
-  double read = engine.measure_bandwidth();
+  b.profile = profile(generator, config, prompt);
+  // As many bytes as there are weights, so that the same caches help.
+  double read =
+      engine.measure_bandwidth(std::clamp<int64_t>(stored, 64 << 20, 1 << 30));
   double width = options.dtype == "bf16" ? 2 : 4;
   if (read > 0)
     b.bandwidth_fraction =

@@ -27,6 +27,7 @@ struct GenerateBenchmark {
   // Weights that a token meets, in bytes, times tokens a second, over the
   // bytes a second that all threads read from memory in this run.
   double bandwidth_fraction = 0;
+  std::string profile;  // time by kernel of one more round, as tables
 };
 
 // Random weights and prompt, one row; the best of 3 rounds.

@@ -42,6 +42,13 @@ std::span<std::byte> State::add(const TensorSpec& spec) {
   return e.data.bytes();
 }
 
+void State::add_view(const TensorSpec& spec, std::span<const std::byte> memory,
+                     std::shared_ptr<const void> owner) {
+  MOEC_CHECK(!has(spec.name) && int64_t(memory.size()) == spec.bytes, "{}",
+             spec.name);
+  all_.push_back({spec, Buffer(memory, std::move(owner))});
+}
+
 int State::find(std::string_view name) const {
   for (size_t i = 0; i < all_.size(); ++i)
     if (all_[i].spec.name == name) return int(i);
@@ -135,30 +142,12 @@ double Engine::measure_peak() {
   return threads() * measure_flops(library, bf16);
 }
 
-double Engine::measure_bandwidth() {
+double Engine::measure_bandwidth(int64_t bytes) {
   if (impl_->options.device != "cpu") return 0;
-  // Streams of all threads at once: more than the caches hold, read whole.
-  constexpr size_t kWords = size_t(8) << 20;
-  Buffer data{int64_t(kWords) * 8};
-  auto words = data.as<uint64_t>();
-  std::fill(words.begin(), words.end(), 1);
+  KernelLibrary library;
   ThreadPool pool(threads());
-  size_t part = kWords / size_t(threads());
-  std::vector<uint64_t> sums(size_t(threads()) * 8);
-  double best = 0;
-  for (int round = 0; round < 5; ++round) {
-    auto start = std::chrono::steady_clock::now();
-    pool.run(threads(), [&](int64_t task, int) {
-      uint64_t sum = 0;
-      for (uint64_t w : words.subspan(size_t(task) * part, part)) sum += w;
-      sums[size_t(task) * 8] = sum;
-    });
-    std::chrono::duration<double> time =
-        std::chrono::steady_clock::now() - start;
-    best = std::max(best, double(kWords) * 8 / time.count());
-  }
-  MOEC_CHECK(sums[0] == part);
-  return best;
+  Buffer data{bytes};
+  return measure_read(library, pool, data.bytes());
 }
 
 Function Engine::compile(std::unique_ptr<Graph> graph) {

@@ -38,6 +38,9 @@ class State {
  public:
   // Zeroed; an existing one must have the same type.
   std::span<std::byte> add(const TensorSpec& spec);
+  // New, and never written to: memory that is kept alive by `owner`.
+  void add_view(const TensorSpec& spec, std::span<const std::byte> memory,
+                std::shared_ptr<const void> owner);
   std::span<float> f32(std::string_view name);  // must be there
   bool has(std::string_view name) const { return find(name) >= 0; }
   struct Entry {
@@ -52,7 +55,7 @@ class State {
   int find(std::string_view name) const;
   std::vector<Entry> all_;
 };
-// Adds all parameters with their initial values.
+// Adds all parameters with their initial values, as they are stored.
 void init_parameters(State& state, const dsl::Parameters& params,
                      uint64_t seed);
 
@@ -104,8 +107,8 @@ class Engine {
   int threads() const;
   // FLOP/s of all threads at the FMA peak of the dtype; 0 on ref devices.
   double measure_peak();
-  // Bytes/s that all threads together read from memory; 0 on ref devices.
-  double measure_bandwidth();
+  // Bytes/s at which all threads together read `bytes`; 0 on ref devices.
+  double measure_bandwidth(int64_t bytes);
 
  private:
   struct Impl;

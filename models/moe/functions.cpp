@@ -79,24 +79,20 @@ std::unique_ptr<Graph> next_token_function(const Transformer& m, i64 b, i64 t) {
 
 namespace {
 
-// Positions and mask of T tokens from index `start` (none: 0) on, with keys
-// at indices 0 .. keys - 1.
-KvContext kv_context(const Transformer& m, Tensor pad, Tensor start, i64 t,
-                     i64 keys) {
-  i64 b = pad.dim(0), window = m.config().model.window;
-  KvContext c;
-  c.start = start;
-  Tensor at = iota(DType::I32, {t}, 0);
-  if (start) at = at + start;
-  Tensor first = reshape(pad, {b, 1});
-  c.positions = maximum(reshape(at, {1, t}) - first, 0.0);
-  Tensor query = reshape(at, {1, 1, t, 1});
-  Tensor key = iota(DType::I32, {1, 1, 1, keys}, 3);
-  c.mask = logical_and(compare(key, query, "le"),
-                       compare(key, reshape(pad, {b, 1, 1, 1}), "ge"));
-  if (window > 0)
-    c.mask = logical_and(c.mask, compare(query - key, double(window), "lt"));
-  return c;
+// Caches of all layers as arguments; outputs of the same names update them in
+// place.
+KvContext cache_inputs(const Transformer& m, i64 b, i64 length) {
+  auto& c = m.config().model;
+  KvContext kv;
+  for (i64 l = 0; l < c.n_layers; ++l) {
+    auto add = [&](char kind, i64 width) {
+      return input(fmt::format("cache.{}.{}", kind, l), DType::F32,
+                   {b, length, c.n_kv_heads, width});
+    };
+    kv.keys.push_back(add('k', c.d_head));
+    kv.values.push_back(add('v', c.d_value));
+  }
+  return kv;
 }
 
 void add_caches(Outputs& out, const KvContext& c) {
@@ -112,16 +108,14 @@ std::unique_ptr<Graph> prefill_function(const Transformer& m, i64 b, i64 t,
                                         i64 length) {
   return trace("prefill", m.parameters(), [&] {
     Tensor tokens = token_input(b, t);
-    Tensor pad = input("pad", DType::I32, {b});
-    KvContext c = kv_context(m, pad, {}, t, t);
+    Tensor last = input("last", DType::I32, {b});
+    KvContext kv = cache_inputs(m, b, length);
     EncodeOptions o;
-    o.cache = &c;
+    o.cache = &kv;
     Tensor x = m.encode(tokens, o).x;
-    Tensor last = reshape(slice(x, 1, t - 1, t), {b, x.dim(2)});
-    Outputs out{{"logits", m.decode(last)}};
-    for (auto* layers : {&c.keys, &c.values})
-      for (Tensor& l : *layers) l = pad_end(l, 2, length - t);
-    add_caches(out, c);
+    Tensor rows = gather(reshape(x, {b * t, x.dim(2)}), last);
+    Outputs out{{"logits", m.decode(rows)}};
+    add_caches(out, kv);
     return out;
   });
 }
@@ -129,17 +123,11 @@ std::unique_ptr<Graph> prefill_function(const Transformer& m, i64 b, i64 t,
 std::unique_ptr<Graph> decode_function(const Transformer& m, i64 b,
                                        i64 length) {
   return trace("decode", m.parameters(), [&] {
-    auto& c = m.config().model;
     Tensor tokens = token_input(b, 1);
-    Tensor start = input("start", DType::I32, {});
-    Tensor pad = input("pad", DType::I32, {b});
-    KvContext kv = kv_context(m, pad, start, 1, length);
-    for (i64 l = 0; l < c.n_layers; ++l) {
-      kv.keys.push_back(input(fmt::format("cache.k.{}", l), DType::F32,
-                              {b, c.n_kv_heads, length, c.d_head}));
-      kv.values.push_back(input(fmt::format("cache.v.{}", l), DType::F32,
-                                {b, c.n_kv_heads, length, c.d_value}));
-    }
+    Tensor start = input("start", DType::I32, {b});
+    KvContext kv = cache_inputs(m, b, length);
+    kv.start = start;
+    kv.positions = reshape(start, {b, 1});
     EncodeOptions o;
     o.cache = &kv;
     Tensor x = m.encode(tokens, o).x;

@@ -15,13 +15,13 @@ std::unique_ptr<Graph> logits_function(const Transformer&, i64 batch, i64 seq);
 // tokens, last i32[B] (positions in the flat B*T) -> logits f32[B,vocab] there
 std::unique_ptr<Graph> next_token_function(const Transformer&, i64 batch,
                                            i64 seq);
-// tokens i32[B,T], aligned at their ends, pad i32[B] (places before each row's
-// first token) -> logits f32[B,vocab] after the last token, and the caches
-// "cache.k.N", "cache.v.N" [B,Hkv,length,width] of layer N; length >= T.
+// tokens from index 0 of each row's text, last i32[B] (as above), caches
+// "cache.k.N", "cache.v.N" [B,length,Hkv,width] of layer N, length >= T ->
+// logits f32[B,vocab] there, and in place the caches with these tokens.
 std::unique_ptr<Graph> prefill_function(const Transformer&, i64 batch, i64 seq,
                                         i64 length);
-// tokens i32[B,1], start i32[] (their index in the caches), pad, caches ->
-// logits f32[B,vocab], the caches with these tokens, in place.
+// tokens i32[B,1], start i32[B] (their indices), caches -> logits
+// f32[B,vocab], the caches with these tokens, in place.
 std::unique_ptr<Graph> decode_function(const Transformer&, i64 batch,
                                        i64 length);
 // tokens -> routes i32[MoE layers, B*T, top_k]: the chosen experts

@@ -33,8 +33,8 @@ State& Generator::caches(i64 length) {
       i64 width = key ? m.d_head : m.d_value;
       it->second.add({fmt::format("cache.{}.{}", key ? 'k' : 'v', l),
                       DType::F32,
-                      {rows, m.n_kv_heads, length, width},
-                      rows * m.n_kv_heads * length * width * 4});
+                      {rows, length, m.n_kv_heads, width},
+                      rows * length * m.n_kv_heads * width * 4});
     }
   return it->second;
 }
@@ -50,30 +50,40 @@ Function& Generator::function(const std::string& name, i64 rows, i64 seq,
   auto f = engine_.compile(std::move(graph));
   f.bind(state_);
   if (length > 0) f.bind(caches(length));
+  f.set_trace(trace_);
   return functions_.emplace(key, std::move(f)).first->second;
 }
 
-std::span<const float> Generator::prefill(const Texts& texts) {
-  starts_.clear(), sizes_.clear(), pads_.clear();
+i64 Generator::longest_seen(const Texts& texts) const {
   i64 longest = 1;
-  for (auto& t : texts) {
-    starts_.push_back(first_seen(i64(t.size())));
-    sizes_.push_back(i64(t.size()));
-    longest = std::max(longest, sizes_.back() - starts_.back());
-  }
-  index_ = bucket(longest);
-  length_ = 2 * index_;
-  auto rows = i64(texts.size());
-  Function& f = function("prefill", rows, index_, length_);
-  auto tokens = f.input<int32_t>("tokens");
-  auto pad = f.input<int32_t>("pad");
+  for (auto& t : texts)
+    longest = std::max(longest, i64(t.size()) - first_seen(i64(t.size())));
+  return longest;
+}
+
+// Puts the tokens that the model sees in front of their rows, and where each
+// row ends in `last`.
+void Generator::fill(const Texts& texts, i64 seq, std::span<int32_t> tokens,
+                     std::span<int32_t> last) const {
   std::ranges::fill(tokens, 0);
   for (size_t r = 0; r < texts.size(); ++r) {
-    pads_.push_back(index_ - (sizes_[r] - starts_[r]));
-    pad[r] = int32_t(pads_[r]);
-    std::copy(texts[r].begin() + starts_[r], texts[r].end(),
-              tokens.begin() + i64(r) * index_ + pads_[r]);
+    auto begin = texts[r].begin() + first_seen(i64(texts[r].size()));
+    auto end = std::copy(begin, texts[r].end(), tokens.begin() + i64(r) * seq);
+    last[r] = int32_t(end - tokens.begin() - 1);
   }
+}
+
+std::span<const float> Generator::prefill(const Texts& texts) {
+  starts_.clear(), sizes_.clear();
+  for (auto& t : texts) {
+    sizes_.push_back(i64(t.size()));
+    starts_.push_back(first_seen(sizes_.back()));
+  }
+  i64 longest = longest_seen(texts);
+  i64 seq = std::min(bucket(longest), model_.config().train.seq);
+  length_ = bucket(longest + 1);
+  Function& f = function("prefill", i64(texts.size()), seq, length_);
+  fill(texts, seq, f.input<int32_t>("tokens"), f.input<int32_t>("last"));
   f.run();
   return f.output<float>("logits");
 }
@@ -85,47 +95,37 @@ void Generator::grow() {
   for (size_t i = 0; i < from.all().size(); ++i) {
     auto& a = from.all()[i];
     auto& b = to.all()[i];
-    i64 blocks = a.spec.dims[0] * a.spec.dims[1];
-    i64 bytes = a.spec.bytes / blocks;
-    for (i64 k = 0; k < blocks; ++k)
-      std::memcpy(b.data.data() + k * 2 * bytes, a.data.data() + k * bytes,
+    i64 rows = a.spec.dims[0], bytes = a.spec.bytes / rows;
+    for (i64 r = 0; r < rows; ++r)
+      std::memcpy(b.data.data() + r * 2 * bytes, a.data.data() + r * bytes,
                   size_t(bytes));
   }
   length_ *= 2;
 }
 
 std::span<const float> Generator::decode(const Texts& texts) {
-  if (index_ == length_) grow();
+  for (size_t r = 0; r < texts.size(); ++r)
+    if (sizes_[r] - starts_[r] == length_) {
+      grow();
+      break;
+    }
   Function& f = function("decode", i64(texts.size()), 1, length_);
   auto tokens = f.input<int32_t>("tokens");
-  auto pad = f.input<int32_t>("pad");
+  auto start = f.input<int32_t>("start");
   for (size_t r = 0; r < texts.size(); ++r) {
     tokens[r] = texts[r].back();
-    pad[r] = int32_t(pads_[r]);
-    ++sizes_[r];
+    start[r] = int32_t(sizes_[r]++ - starts_[r]);
   }
-  f.input<int32_t>("start")[0] = int32_t(index_++);
   f.run();
   return f.output<float>("logits");
 }
 
-// Without caches, as places before a row's first token would take experts'
-// slots where capacity applies.
+// Without caches, as tokens that are not there any more took experts' slots
+// where capacity applies.
 std::span<const float> Generator::reread(const Texts& texts) {
-  i64 longest = 1;
-  for (auto& t : texts)
-    longest = std::max(longest, i64(t.size()) - first_seen(i64(t.size())));
-  i64 length = std::min(bucket(longest), model_.config().train.seq);
-  Function& f = function("next_token", i64(texts.size()), length, 0);
-  auto tokens = f.input<int32_t>("tokens");
-  auto last = f.input<int32_t>("last");
-  std::ranges::fill(tokens, 0);
-  for (size_t r = 0; r < texts.size(); ++r) {
-    auto begin = texts[r].begin() + first_seen(i64(texts[r].size()));
-    auto end =
-        std::copy(begin, texts[r].end(), tokens.begin() + i64(r) * length);
-    last[r] = int32_t(end - tokens.begin() - 1);
-  }
+  i64 seq = std::min(bucket(longest_seen(texts)), model_.config().train.seq);
+  Function& f = function("next_token", i64(texts.size()), seq, 0);
+  fill(texts, seq, f.input<int32_t>("tokens"), f.input<int32_t>("last"));
   f.run();
   return f.output<float>("logits");
 }
@@ -138,6 +138,11 @@ std::span<const float> Generator::next(const Texts& texts) {
     grown = i64(texts[r].size()) == sizes_[r] + 1 &&
             first_seen(i64(texts[r].size())) == starts_[r];
   return grown ? decode(texts) : prefill(texts);
+}
+
+void Generator::set_trace(Trace* trace) {
+  trace_ = trace;
+  for (auto& [key, f] : functions_) f.set_trace(trace);
 }
 
 std::vector<std::vector<int32_t>> Generator::generate(const Texts& prompts,

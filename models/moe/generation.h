@@ -30,8 +30,8 @@ using TokenSink = std::function<bool(i64 row, int32_t token)>;
 // train.seq / 2, and read again.
 class Generator {
  public:
-  // All must outlive this; `state` holds the parameters. Functions are
-  // compiled when first needed and kept.
+  // All must outlive this; `state` holds the parameters, as the model stores
+  // them. Functions are compiled when first needed and kept.
   Generator(Engine& engine, const Transformer& model, State& state);
 
   // Continues every prompt (at least one token each) and returns the new
@@ -44,10 +44,16 @@ class Generator {
   // earlier calls, if they only grew by one token each, are not read again.
   std::span<const float> next(const std::vector<std::vector<int32_t>>& texts);
 
+  // Records every launch from now on, until set to null.
+  void set_trace(Trace* trace);
+
  private:
   using Texts = std::vector<std::vector<int32_t>>;
   // First token that the model sees of a text.
   i64 first_seen(i64 length) const;
+  i64 longest_seen(const Texts& texts) const;
+  void fill(const Texts& texts, i64 seq, std::span<int32_t> tokens,
+            std::span<int32_t> last) const;
   std::span<const float> prefill(const Texts& texts);
   std::span<const float> decode(const Texts& texts);
   std::span<const float> reread(const Texts& texts);
@@ -60,9 +66,10 @@ class Generator {
   State& state_;
   std::map<std::tuple<std::string, i64, i64, i64>, Function> functions_;
   std::map<std::pair<i64, i64>, State> caches_;  // by rows and length
-  // What the caches hold: texts' starts, index of the next token, length.
-  std::vector<i64> starts_, sizes_, pads_;
-  i64 index_ = 0, length_ = 0;
+  // What the caches hold: each text from its start to its size; their length.
+  std::vector<i64> starts_, sizes_;
+  i64 length_ = 0;
+  Trace* trace_ = nullptr;
 };
 
 }  // namespace moec::moe

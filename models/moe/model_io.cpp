@@ -12,8 +12,8 @@ namespace moec::moe {
 namespace {
 
 TensorSpec spec(const std::string& name, const dsl::ParameterInfo& p) {
-  Type t{DType::F32, p.dims};
-  return {name, DType::F32, {p.dims.begin(), p.dims.end()}, t.bytes()};
+  Type t{p.stored, p.dims};
+  return {name, p.stored, {p.dims.begin(), p.dims.end()}, t.bytes()};
 }
 
 // Copies elements of a file as f32; widens bf16 and f16.
@@ -35,6 +35,30 @@ void read_tensor(const Safetensors& file, const std::string& name,
   }
 }
 
+void round_to_bf16(std::span<const float> in, std::span<std::byte> out) {
+  for (size_t i = 0; i < in.size(); ++i) {
+    uint16_t half = f32_to_bf16(in[i]);
+    std::memcpy(out.data() + 2 * i, &half, 2);
+  }
+}
+
+// Whether the file has matrices in bf16.
+bool has_bf16(const Safetensors& file) {
+  for (auto& t : file.tensors())
+    if (t.dtype == DType::BF16 && t.dims.size() > 1) return true;
+  return false;
+}
+
+void expect_only(const Safetensors& file,
+                 const absl::flat_hash_set<std::string>& known) {
+  for (auto& t : file.tensors())
+    if (!known.contains(t.name))
+      user_error(
+          "{}: tensor {} is not the model's; the config that belongs to "
+          "it has other layers",
+          file.place(t), t.name);
+}
+
 using Naming = std::string (*)(std::string_view);
 std::string same(std::string_view name) { return std::string(name); }
 
@@ -51,12 +75,7 @@ void read_all(State& state, const dsl::Parameters& params,
       read_tensor(file, name, p, state.f32(name));
       known.insert(name);
     }
-  for (auto& t : file.tensors())
-    if (!known.contains(t.name))
-      user_error(
-          "{}: tensor {} is not the model's; the config that belongs to "
-          "it has other layers",
-          file.place(t), t.name);
+  expect_only(file, known);
 }
 
 std::vector<TensorView> views(const State& state, const dsl::Parameters& params,
@@ -112,11 +131,46 @@ void load_parameters(State& state, const dsl::Parameters& params,
   read_parameters(state, params, model.checkpoint->model());
 }
 
+void load_for_inference(State& state, Transformer& transformer,
+                        const OpenedModel& model) {
+  bool half = model.config.train.dtype == "bf16";
+  if (!model.checkpoint) {
+    if (half) transformer.store_weights(DType::BF16);
+    return load_parameters(state, transformer.parameters(), model);
+  }
+  auto file = std::make_shared<Safetensors>(model.checkpoint->model());
+  if (half || has_bf16(*file)) transformer.store_weights(DType::BF16);
+  absl::flat_hash_set<std::string> known;
+  for (auto& p : transformer.parameters().all()) {
+    known.insert(p.name);
+    TensorSpec s = spec(p.name, p);
+    const TensorEntry* t = file->find(p.name);
+    bool aligned = t && uintptr_t(t->bytes.data()) % 64 == 0;
+    if (aligned && t->dtype == p.stored) {
+      state.add_view(s, file->require(p.name, p.stored, s.dims), file);
+    } else if (p.stored == DType::F32) {
+      state.add(s);
+      read_tensor(*file, p.name, p, state.f32(p.name));
+    } else {
+      std::vector<float> wide(size_t(s.bytes / 2));
+      read_tensor(*file, p.name, p, wide);
+      round_to_bf16(wide, state.add(s));
+    }
+  }
+  expect_only(*file, known);
+}
+
 void init_parameters(State& state, const dsl::Parameters& params,
                      uint64_t seed) {
   for (auto& p : params.all()) {
     state.add(spec(p.name, p));
-    dsl::initialize(p, seed, state.f32(p.name));
+    if (p.stored == DType::F32) {
+      dsl::initialize(p, seed, state.f32(p.name));
+      continue;
+    }
+    std::vector<float> wide(size_t(Type{DType::F32, p.dims}.numel()));
+    dsl::initialize(p, seed, wide);
+    round_to_bf16(wide, state.add(spec(p.name, p)));
   }
 }
 

@@ -7,6 +7,7 @@
 
 #include "models/moe/config.h"
 #include "models/moe/engine.h"
+#include "models/moe/transformer.h"
 #include "runtime/checkpoint.h"
 #include "tokenizer/tokenizer.h"
 
@@ -29,6 +30,12 @@ OpenedModel open_model(const std::filesystem::path& path,
 // or is not the model's.
 void load_parameters(State& state, const dsl::Parameters& params,
                      const OpenedModel& model);
+// The same for functions that only read them: files are mapped rather than
+// copied where tensors lie aligned, and weights are stored in bf16 if
+// train.dtype or the checkpoint says so; the model's functions take them as
+// they are.
+void load_for_inference(State& state, Transformer& transformer,
+                        const OpenedModel& model);
 // Reads parameters that `state` already holds.
 void read_parameters(State& state, const dsl::Parameters& params,
                      const std::filesystem::path& file);

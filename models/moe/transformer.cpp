@@ -66,6 +66,15 @@ Transformer::Transformer(const Config& config) : config_(config) {
   dropout_ = {m.dropout};
 }
 
+void Transformer::store_weights(DType dtype) {
+  for (int i = 0; i < params_.size(); ++i) {
+    auto& p = params_[i];
+    if (p.dims.size() >= 2 && p.name.ends_with(".weight") &&
+        p.name.find(".router.") == std::string::npos)
+      params_.set_stored(i, dtype);
+  }
+}
+
 Features Transformer::encode(Tensor tokens, const EncodeOptions& o) const {
   i64 t = tokens.dim(1);
   Tensor x;
@@ -73,7 +82,7 @@ Features Transformer::encode(Tensor tokens, const EncodeOptions& o) const {
     Scope scope("embed");
     x = embed_(tokens);
     if (positions_) {
-      if (o.cache)
+      if (o.cache && o.cache->start)
         x = x + embedding(positions_, o.cache->positions);
       else if (t > config_.train.seq)
         user_error(

@@ -51,6 +51,9 @@ class Transformer {
 
   const Config& config() const { return config_; }
   const dsl::Parameters& parameters() const { return params_; }
+  // Functions made from now on take the weight matrices, but for the
+  // router's, in `dtype`; not for training.
+  void store_weights(DType dtype);
 
   // tokens i32[B,T], T <= train.seq where positions are learned.
   Features encode(Tensor tokens, const EncodeOptions& options = {}) const;

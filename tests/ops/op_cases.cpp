@@ -17,6 +17,7 @@ const std::vector<OpCase>& op_cases() {
     add_reduce_cases(*all);
     add_matmul_cases(*all);
     add_model_cases(*all);
+    add_generation_cases(*all);
     return all;
   }();
   return *cases;

@@ -55,5 +55,6 @@ void add_shape_cases(std::vector<OpCase>&);
 void add_reduce_cases(std::vector<OpCase>&);
 void add_matmul_cases(std::vector<OpCase>&);
 void add_model_cases(std::vector<OpCase>&);
+void add_generation_cases(std::vector<OpCase>&);
 
 }  // namespace moec
