@@ -14,6 +14,9 @@
 //   elementwise, row ops    -> the same on [S,c]
 //   out[n] = sum_j w[n,j] * Y[inv[n*k+j]]
 // Nothing else may read the cone, or the dense form would have to stay.
+//
+// With one token, as in decoding, shapes do not tell what varies: [E,1,c] is
+// taken to vary with both where it is computed, and [1,1,c] with the token.
 #include <absl/container/flat_hash_map.h>
 #include <absl/container/flat_hash_set.h>
 #include <fmt/format.h>
@@ -156,14 +159,22 @@ class Routed {
   // Varies with the expert alone: [E,1,c].
   bool is_expert(Value v) const {
     const Dims& d = v.type().dims;
-    return d.size() == 3 && d[0] == experts_ && d[1] == 1;
+    return d.size() == 3 && d[0] == experts_ && d[1] == 1 &&
+           (tokens_ > 1 || !has_slot_form(*v.node));
   }
   // The same for all: [c], [1,c], [1,1,c], or a number.
-  static bool is_shared(Value v) {
+  bool is_shared(Value v) const {
     const Dims& d = v.type().dims;
+    if (tokens_ == 1 && is_token(v)) return false;
     for (size_t i = 0; i + 1 < d.size(); ++i)
       if (d[i] != 1) return false;
     return true;
+  }
+
+  bool has_slot_form(const Node& n) const {
+    return n.op() == Op::Matmul || has_trait(n, kElementwise) ||
+           is_row_op(n) || n.op() == Op::Broadcast || n.op() == Op::Slice ||
+           n.op() == Op::Concat;
   }
 
   // Adds the nodes behind `v` to the cone; false if one has no slot form.
