@@ -2,6 +2,7 @@
 #include "models/moe/generation.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "tests/models/small.h"
 #include "tests/test.h"
@@ -9,27 +10,87 @@
 namespace moec::moe {
 namespace {
 
+// Those of every test of models, and what matters for caches alone.
+std::vector<std::vector<std::string>> cache_variants() {
+  auto all = variants();
+  all.push_back({"model.n_heads=6", "model.n_kv_heads=2", "model.d_head=10",
+                 "model.d_value=18", "model.window=9", "model.ffn=silu",
+                 "model.d_model=24", "model.tied=true"});
+  all.push_back({"moe.experts=0", "moe.top_k=0", "model.n_heads=4",
+                 "model.d_head=4", "model.bias=true"});
+  return all;
+}
+
+// Decodes from 5 tokens to `count`, past the ends of caches.
+void check_positions(SmallModel& m, i64 count) {
+  Generator g(m.engine, m.model, m.state);
+  i64 vocab = m.config.model.vocab;
+  auto ids = random_ids(count, vocab, 5);
+  auto full = m.logits(ids, 1);
+  for (i64 n = 5; n <= count; ++n) {
+    CAPTURE(n);
+    auto next = g.next({{ids.begin(), ids.begin() + n}});
+    auto expected = std::span<const float>(full).subspan(
+        size_t((n - 1) * vocab), size_t(vocab));
+    CHECK(difference(expected, next) < 1e-5);
+  }
+}
+
 TEST_CASE("decoding with a cache equals the full forward at every position") {
-  for (auto set : variants()) {
-    // Long enough for a cache to grow, past 16 and past 32 entries.
+  for (auto set : cache_variants()) {
     set.push_back("train.seq=40");
     CAPTURE(set);
     SmallModel m(small_config(set));
-    Generator g(m.engine, m.model, m.state);
-    auto ids = random_ids(40, 11, 5);
-    auto full = m.logits(ids, 1);
-    for (size_t n = 5; n <= 40; ++n) {
-      auto next = g.next({{ids.begin(), ids.begin() + i64(n)}});
-      std::span<const float> expected(full.data() + (n - 1) * 11, 11);
-      CHECK(difference(expected, next) < 1e-5);
+    check_positions(m, 40);
+  }
+}
+
+TEST_CASE("compiled decoding equals the full forward at every position") {
+  for (auto set : cache_variants()) {
+    set.push_back("train.seq=20");
+    CAPTURE(set);
+    SmallModel m(small_config(set), "cpu");
+    check_positions(m, 20);
+  }
+}
+
+TEST_CASE("weights stored in bf16 give what their values in f32 give") {
+  auto config = small_config({"train.seq=20", "model.tied=true"});
+  SmallModel wide(config, "cpu"), half(config, "cpu");
+  half.model.store_weights(DType::BF16);
+  State stored;
+  for (auto& p : half.model.parameters().all()) {
+    auto from = wide.state.f32(p.name);
+    TensorSpec spec{p.name,
+                    p.stored,
+                    {p.dims.begin(), p.dims.end()},
+                    Type{p.stored, p.dims}.bytes()};
+    auto to = stored.add(spec);
+    for (size_t i = 0; i < from.size(); ++i) {
+      if (p.stored == DType::F32) {
+        std::memcpy(to.data() + 4 * i, &from[i], 4);
+        continue;
+      }
+      uint16_t bits = f32_to_bf16(from[i]);
+      from[i] = bf16_to_f32(bits);
+      std::memcpy(to.data() + 2 * i, &bits, 2);
     }
+  }
+  Generator a(wide.engine, wide.model, wide.state);
+  Generator b(half.engine, half.model, stored);
+  auto ids = random_ids(20, 11, 5);
+  for (size_t n = 5; n <= 20; ++n) {
+    std::vector<std::vector<int32_t>> text = {
+        {ids.begin(), ids.begin() + i64(n)}};
+    auto want = a.next(text);
+    CHECK(difference(want, b.next(text)) < 1e-5);
   }
 }
 
 TEST_CASE("a batch of ragged prompts equals each alone") {
-  for (auto& set : variants()) {
+  for (auto& set : cache_variants()) {
     CAPTURE(set);
-    SmallModel m(small_config(set));
+    SmallModel m(small_config(set), "cpu");
     Generator g(m.engine, m.model, m.state);
     GenerateOptions o;
     o.max_tokens = 12;  // beyond train.seq = 6
