@@ -26,13 +26,13 @@ const char* mode_name(CrossEntropyMode m) {
 }  // namespace
 
 int64_t CrossEntropySpec::chunk() const {
-  int64_t fits = kLogitsBytes / (4 * vocab) / 64 * 64;
-  return std::min(tokens, std::clamp<int64_t>(fits, 128, 1024));
+  int64_t fits = kLogitsBytes / (4 * vocab) / 48 * 48;  // whole panels
+  return std::min(tokens, std::clamp<int64_t>(fits, 144, 960));
 }
 
 CrossEntropyPlan cross_entropy_plan(const CrossEntropySpec& s,
                                     const Target& target) {
-  const int64_t panel = panel_lanes(target);
+  const int64_t panel = wide_panel(target);
   const int64_t chunk = s.chunk();
   const bool grads = s.mode != CrossEntropyMode::Loss;
   CrossEntropyPlan plan;

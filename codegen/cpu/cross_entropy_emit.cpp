@@ -18,13 +18,16 @@ void for_panels(Emit& e, V from, V to, const std::function<void(V)>& f) {
   e.loop(from, to, 1, f);
 }
 
-// Tiles of `rows` consecutive i in 0 .. n, where `n` is dynamic and the last
-// tile of all has `rest` rows.
-void for_rows(Emit& e, V n, int rows, int rest,
+// Tiles of `rows` consecutive i in 0 .. n, where n is `block`, or for the last
+// block of `size` what is left.
+void for_rows(Emit& e, V n, int64_t block, int64_t size, int rows,
               const std::function<void(V, int)>& f) {
   V whole = e.mul(e.div(n, e.i(rows)), rows);
   e.loop(e.i(0), whole, rows, [&](V i) { f(i, rows); });
-  if (rest) e.if_(e.lt(whole, n), [&] { f(whole, rest); });
+  const int of_block = int(block % rows), of_last = int(size % block % rows);
+  if (of_block && size >= block)
+    e.if_(e.eq(n, e.i(block)), [&] { f(whole, of_block); });
+  if (of_last) e.if_(e.ne(n, e.i(block)), [&] { f(whole, of_last); });
 }
 
 V block_rows(Emit& e, const Chunk& c, V first) {
@@ -43,9 +46,8 @@ void emit_cross_entropy_pack(Emit& e, const Chunk& c) {
   V from = e.at(e.buffer(0), e.mul(first, d));
   V to = e.at(e.buffer(1), e.mul(first, d));
   V valid = e.sub(e.i(c.count), first);
-  for (int j = 0; j < 2; ++j)
-    e.call(pack,
-           {e.at(from, j * L * d), e.at(to, j * L), e.add(valid, -j * L)});
+  for (int64_t j = 0; j < c.panel; j += L)
+    e.call(pack, {e.at(from, j * d), e.at(to, j), e.add(valid, -j)});
 }
 
 namespace {
@@ -77,6 +79,7 @@ void emit_cross_entropy_rows(Emit& e, const Chunk& c) {
 void emit_cross_entropy_logits(Emit& e, const Chunk& c) {
   const int L = e.lanes(), R = tile_rows(e.target());
   const int64_t d = c.spec.dim, panel = c.panel;
+  const int vectors = int(panel / L);
   const bool known = c.spec.mode == CrossEntropyMode::Grad;  // lse is there
   V stats = e.buffer(4);
   V first = e.mul(e.task(), c.block), n = block_rows(e, c, first);
@@ -92,19 +95,19 @@ void emit_cross_entropy_logits(Emit& e, const Chunk& c) {
   auto tile_function = [&](int rows) {
     std::vector<Ty> params(6, Ty::Ptr);
     return e.define("logits" + std::to_string(rows), params, [&](const Vs& a) {
-      LaneTile t{rows, 2, L};
+      LaneTile t{rows, vectors, L};
       Vs x = zero_tile(e, t);
       if (c.spec.bias)
-        for (int i = 0; i < 2 * rows; ++i)
-          x[i] = e.splat(e.load(DType::F32, e.at(a[1], i / 2)));
+        for (int i = 0; i < vectors * rows; ++i)
+          x[i] = e.splat(e.load(DType::F32, e.at(a[1], i / vectors)));
       x = tile_product(e, t, x, {{a[0], d, 1}}, a[2], panel, e.i(d), nullptr,
                        {{a[5], e.i(16)}});
-      for (int j = 0; j < 2; ++j) {
+      for (int j = 0; j < vectors; ++j) {
         V p = e.at(a[4], j * L);
         V row = e.vload(DType::F32, p);
         V scale = known ? e.vload(DType::F32, e.at(p, c.padded())) : nullptr;
         for (int i = 0; i < rows; ++i) {
-          V v = e.mul(x[2 * i + j], e.f(kLog2e));
+          V v = e.mul(x[vectors * i + j], e.f(kLog2e));
           if (known)
             v = e.mul(exp2_fast(e, e.sub(v, row)), scale);
           else
@@ -147,7 +150,7 @@ void emit_cross_entropy_logits(Emit& e, const Chunk& c) {
     e.loop(e.i(0), e.i(c.padded()), L, [&](V t) {
       e.vstore(DType::F32, e.splat(e.f(-1e30)), e.at(max_row, t));
     });
-  for_rows(e, n, R, int(c.spec.vocab % R), [&](V i, int rows) {
+  for_rows(e, n, c.block, c.spec.vocab, R, [&](V i, int rows) {
     V row = e.add(first, i);
     V w = e.at(e.buffer(0), e.mul(row, d)), bias = e.at(e.buffer(1), row);
     for_panels(e, e.i(0), panels, [&](V p) {
@@ -178,7 +181,7 @@ void emit_cross_entropy_logits(Emit& e, const Chunk& c) {
   });
   if (known) return;
   for_panels(e, e.i(0), panels, [&](V p) {
-    for (int j = 0; j < 2; ++j) {
+    for (int j = 0; j < vectors; ++j) {
       V t = e.add(e.mul(p, panel), j * L);
       e.call(sum_function(), {e.at(logits, e.add(e.mul(p, panel_size), j * L)),
                               e.at(max_row, t), e.at(sum_row, t), n});
@@ -217,8 +220,9 @@ void emit_cross_entropy_lse(Emit& e, const Chunk& c) {
 }
 
 void emit_cross_entropy_dw(Emit& e, const Chunk& c, bool first_chunk) {
-  const int L = e.lanes(), R = tile_rows(e.target());
+  const int L = e.lanes(), vectors = int(c.panel / L);
   const int64_t d = c.spec.dim, panel = c.panel;
+  const LaneTile tile = channel_tile(d, e.target());
   const int64_t panel_size = c.spec.vocab * panel;
   V stats = e.buffer(2);
   V first = e.mul(e.task(), c.block), n = block_rows(e, c, first);
@@ -233,7 +237,7 @@ void emit_cross_entropy_dw(Emit& e, const Chunk& c, bool first_chunk) {
     for_panels(e, e.i(0), e.i(c.panels()), [&](V p) {
       V lane = e.mul(p, panel);
       Vs factor;
-      for (int j = 0; j < 2; ++j) {
+      for (int j = 0; j < vectors; ++j) {
         V t = e.add(lane, j * L);
         V shift = e.sub(e.vload(DType::F32, e.at(max_row, t)),
                         e.vload(DType::F32, stat(Chunk::kLse, t)));
@@ -242,7 +246,7 @@ void emit_cross_entropy_dw(Emit& e, const Chunk& c, bool first_chunk) {
       }
       V base = e.at(logits, e.mul(p, panel_size));
       e.loop(e.i(0), n, 1, [&](V i) {
-        for (int j = 0; j < 2; ++j) {
+        for (int j = 0; j < vectors; ++j) {
           V at = e.at(base, e.add(e.mul(i, panel), j * L));
           e.vstore(DType::F32, e.mul(e.vload(DType::F32, at), factor[j]), at);
         }
@@ -287,15 +291,17 @@ void emit_cross_entropy_dw(Emit& e, const Chunk& c, bool first_chunk) {
         sums.resize(count);
         store_tile(e, t, sums, to, d, mask);
       };
-      const int64_t whole = d / panel * panel;
-      e.loop(e.i(0), e.i(whole), panel, [&](V k) { columns(k, 2, nullptr); });
+      const int wide = tile.lanes();
+      const int64_t whole = d / wide * wide;
+      e.loop(e.i(0), e.i(whole), wide,
+             [&](V k) { columns(k, tile.cols, nullptr); });
       if (int rest = int(d - whole)) {
-        int C = rest > L ? 2 : 1, last = rest - (C - 1) * L;
+        int C = (rest + L - 1) / L, last = rest - (C - 1) * L;
         columns(e.i(whole), C, last < L ? e.mask(e.i(last)) : nullptr);
       }
     });
   };
-  for_rows(e, n, R, int(c.spec.vocab % R), [&](V i, int rows) {
+  for_rows(e, n, c.block, c.spec.vocab, tile.rows, [&](V i, int rows) {
     e.call(rows_function(rows), {e.at(logits, e.mul(i, panel)), e.buffer(0),
                                  e.at(e.buffer(4), e.mul(e.add(first, i), d))});
   });
@@ -334,7 +340,7 @@ void emit_cross_entropy_dx(Emit& e, const Chunk& c) {
   auto tile_function = [&](int rows) {
     std::vector<Ty> params = {Ty::Ptr, Ty::Ptr, Ty::Ptr, Ty::I64};
     return e.define("dx" + std::to_string(rows), params, [&](const Vs& a) {
-      LaneTile t{rows, 2, L};
+      LaneTile t{rows, int(panel / L), L};
       Vs sums = load_tile(e, t, a[2], panel);
       sums = tile_product(e, t, sums, {{a[0], 1, d}}, a[1], panel, a[3]);
       store_tile(e, t, sums, a[2], panel);
@@ -342,7 +348,7 @@ void emit_cross_entropy_dx(Emit& e, const Chunk& c) {
   };
   e.loop(e.i(0), e.i(c.spec.vocab), c.block, [&](V v) {
     V n = block_rows(e, c, v);
-    for_rows(e, channels, R, int(d % R), [&](V i, int rows) {
+    for_rows(e, channels, Chunk::kChannels, d, R, [&](V i, int rows) {
       V w = e.at(e.buffer(0), e.add(e.mul(v, d), e.add(from, i)));
       for_panels(e, p0, p1, [&](V p) {
         V from_logits = e.add(e.mul(p, panel_size), e.mul(v, panel));
@@ -363,10 +369,9 @@ void emit_cross_entropy_dx(Emit& e, const Chunk& c) {
     for_panels(e, p0, p1, [&](V p) {
       V t = e.mul(p, panel), valid = e.sub(e.i(c.count), t);
       V to = e.at(e.buffer(3), e.add(e.mul(t, d), from));
-      for (int j = 0; j < 2; ++j)
-        e.call(
-            unpack_function(width),
-            {e.at(dx_of(p), j * L), e.at(to, j * L * d), e.add(valid, -j * L)});
+      for (int64_t j = 0; j < panel; j += L)
+        e.call(unpack_function(width),
+               {e.at(dx_of(p), j), e.at(to, j * d), e.add(valid, -j)});
     });
   };
   if (d % Chunk::kChannels == 0) return unpack(Chunk::kChannels);

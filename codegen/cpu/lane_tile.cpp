@@ -12,6 +12,12 @@ V column_mask(LaneTile t, int col, V mask) {
 
 }  // namespace
 
+LaneTile channel_tile(int64_t channels, const Target& t) {
+  const bool many = t.registers >= 32;
+  if (many && channels % (3 * t.lanes) == 0) return {8, 3, t.lanes};
+  return {many ? 14 : 4, 2, t.lanes};
+}
+
 Vs zero_tile(Emit& e, LaneTile t) {
   return Vs(size_t(t.rows) * t.cols, e.zero(Ty::F32, t.width));
 }

@@ -21,6 +21,14 @@ inline int tile_rows(const Target& t) { return t.registers >= 32 ? 8 : 4; }
 // Tokens of a panel.
 inline int panel_lanes(const Target& t) { return 2 * t.lanes; }
 
+// Wide panels of tokens, for products whose operands come from L2, which
+// limits tiles of 8 x 2: with 32 registers 8 x 3 load least for a sum.
+inline int wide_vectors(const Target& t) { return t.registers >= 32 ? 3 : 2; }
+inline int wide_panel(const Target& t) { return wide_vectors(t) * t.lanes; }
+// The tile of sums over tokens that has `channels` in its lanes: three vectors
+// where they divide the channels, else tall and two across.
+LaneTile channel_tile(int64_t channels, const Target&);
+
 // Element (row, k) of the broadcast operand: base[row * row_stride +
 // k * step], in f32 elements.
 struct Bcast {

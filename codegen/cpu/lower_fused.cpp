@@ -125,7 +125,7 @@ Lowered lower_moe_ffn_grad(const Node& n, const Target& t) {
   };
   take(MoeBuffer::Rows, s.slots() * s.dim);
   take(MoeBuffer::DHidden, s.saved());
-  take(MoeBuffer::Activated, s.panels() * s.hidden * 32);
+  take(MoeBuffer::Activated, s.padded_slots() * s.hidden);
   take(MoeBuffer::SlotWeights, s.slots());
   Lowered out;
   add_launches(out, moe_backward(s, t), places);

@@ -85,7 +85,13 @@ Lowered lower_matmul(const Node& n, const Target& t) {
     d.outputs[0].batch_strides = batch_strides(c, batch);
   }
   Lowered out;
-  launch(out, matmul_kernel(d, t), {0, 1, 2});
+  MatmulKernels k = matmul_kernels(d, t, 3);
+  for (KernelSpec& spec : k.launches) {
+    std::vector<int> buffers = {0, 1, 2};
+    if (k.workspace_bytes) buffers.push_back(3);
+    launch(out, std::move(spec), std::move(buffers));
+  }
+  out.workspace_bytes = k.workspace_bytes;
   return out;
 }
 

@@ -19,6 +19,8 @@ int64_t round_up(int64_t x, int64_t to) { return ceil_div(x, to) * to; }
 constexpr double kTaskFlops = 12e6;
 constexpr int64_t kMinTasks = 8;    // below that, tasks get smaller
 constexpr int64_t kManyTasks = 64;  // above that, tasks may last longer
+// Columns of B, over all of k, that stay in L2 from task to task.
+constexpr int64_t kColumnBytes = 512 << 10;
 
 std::string describe(const MatmulOperand& o) {
   std::string s = fmt::format(" {}:{} {},{}+{}", o.buffer, dtype_name(o.dtype),
@@ -55,7 +57,7 @@ double bytes_of(const MatmulOperand& o, int64_t rows, int64_t cols,
 
 }  // namespace
 
-MatmulPlan plan_matmul(const MatmulDesc& d, const Target& t) {
+MatmulPlan plan_matmul(const MatmulDesc& d, const Target& t, int workspace) {
   MatmulPlan p;
   const int64_t m = std::max<int64_t>(d.m, 1), n = std::max<int64_t>(d.n, 1);
   const int64_t k = std::max<int64_t>(d.k, 1);
@@ -63,6 +65,10 @@ MatmulPlan plan_matmul(const MatmulDesc& d, const Target& t) {
   const bool by_rows = d.group == MatmulGroup::Rows;
   const bool by_reduction = d.group == MatmulGroup::Reduction;
   for (int64_t b : d.batch) p.batch *= b;
+  // Three vectors across load least for a sum; few columns would be cut badly.
+  if (t.registers >= 32 &&
+      (n > 4 * t.lanes || (n > 2 * t.lanes && n <= 3 * t.lanes)))
+    p.vectors = 3;
   p.panel = p.vectors * t.lanes;
   // Eight rows fill the FMA pipes; their eight lines share a set of the L1
   // cache without conflict when the row stride is a multiple of its way size.
@@ -86,6 +92,20 @@ MatmulPlan plan_matmul(const MatmulDesc& d, const Target& t) {
                            : round_up(ceil_div(k, k_blocks), 2);
   p.split_k = by_reduction || k_blocks > 1;
 
+  // Small matrices whose rows are contiguous stay in the nearest caches; few
+  // rows do not repay a copy.
+  p.direct_b = d.b.col_stride == 1 && d.b.dtype == DType::F32 && !d.bf16 &&
+               (d.b.row_stride * p.block_k * 4 <= 64 << 10 || m < 48);
+  const bool can_pack = workspace >= 0 && !d.bf16 && p.batch == 1 &&
+                        d.group == MatmulGroup::None && d.k > 0;
+  // More rows than a task would have with a panel of its own.
+  p.workspace_b = can_pack && !p.direct_b && m > 192;
+  // Columns of A far apart defeat caches and prefetchers.
+  p.workspace_a = can_pack && d.a.row_stride == 1 && d.a.col_stride > 1 &&
+                  t.lanes % tall == 0 && m >= tall && n > p.panel &&
+                  m * k * 4 > 32 << 10;
+  if (p.workspace_a) p.a = MatmulPlan::A::Tiles;
+
   // Many rows, since each block packs its panel of B anew; several panels
   // where the tasks would be too short or A is packed.
   auto flops = [&] { return 2.0 * double(p.block_m * p.block_n) * double(k); };
@@ -100,8 +120,14 @@ MatmulPlan plan_matmul(const MatmulDesc& d, const Target& t) {
   double rows = goal / (2.0 * double(p.block_n) * double(k));
   p.block_m = packs_a ? 128 : std::clamp<int64_t>(int64_t(rows), 256, 1024);
   if (by_rows) p.block_m = m >= 1024 * d.experts ? 512 : 384;
+  if (p.workspace_b) {
+    const int64_t fits = kColumnBytes / (4 * k) / p.panel * p.panel;
+    p.block_n = std::clamp<int64_t>(fits, p.panel, 4 * p.panel);
+    rows = 1.6 * goal / (2.0 * double(p.block_n) * double(k));
+    p.block_m = std::clamp<int64_t>(int64_t(rows), 32, 512);
+  }
   p.block_m = std::min(p.block_m, m);
-  if (!packs_a && !by_rows && p.block_m < 512 && m >= 1024) {
+  if (!packs_a && !by_rows && !p.workspace_b && p.block_m < 512 && m >= 1024) {
     p.block_m = 512;
     if (tasks() < kManyTasks || flops() > 6 * goal) p.block_m = 256;
   }
@@ -109,7 +135,7 @@ MatmulPlan plan_matmul(const MatmulDesc& d, const Target& t) {
     p.block_m = round_up(ceil_div(p.block_m, 2), tall);
   while (tasks() < kMinTasks && p.block_n > p.panel && flops() > 1e6)
     p.block_n -= p.panel;
-  while (!packs_a && flops() < goal / 4 && p.block_n < n &&
+  while (!packs_a && !p.workspace_b && flops() < goal / 4 && p.block_n < n &&
          tasks() > 2 * kMinTasks)
     p.block_n += p.panel;
   // blocks of equal size, whole tiles
@@ -129,11 +155,6 @@ MatmulPlan plan_matmul(const MatmulDesc& d, const Target& t) {
     const bool needed = by_rows || (d.m >= h && (h == tall || d.m % tall));
     if (needed) p.heights.push_back(h);
   }
-  // Small matrices whose rows are contiguous stay in the nearest caches; few
-  // rows do not repay a copy.
-  p.direct_b = d.b.col_stride == 1 && d.b.dtype == DType::F32 && !d.bf16 &&
-               (d.b.row_stride * p.block_k * 4 <= 64 << 10 || m < 48);
-
   // Odd multiples of a line keep packed rows and tiles off one cache set.
   const int64_t steps = round_up(ceil_div(p.block_k, d.bf16 ? 2 : 1), t.lanes);
   const bool a_rows = p.a == MatmulPlan::A::Rows;
@@ -145,22 +166,47 @@ MatmulPlan plan_matmul(const MatmulDesc& d, const Target& t) {
   p.partial_offset = p.a_offset + (packs_a ? round_up(a_units * 4, 64) : 0);
   p.scratch_bytes = p.partial_offset +
                     (p.split_k ? round_up(p.block_m, tall) * p.block_n * 4 : 0);
+
+  if (p.workspace_a) {
+    p.a_pitch = round_up(k, t.lanes) * tall + 16;
+    // as above, rows past the last tile
+    p.workspace_panels = (ceil_div(m, tall) + t.lanes / tall) * p.a_pitch;
+  }
+  p.workspace_bytes = p.workspace_panels * 4;
+  if (p.workspace_b) p.workspace_bytes += round_up(n, p.panel) * k * 4;
+  p.workspace = p.workspace_bytes ? workspace : -1;
   return p;
 }
 
-KernelSpec matmul_kernel(const MatmulDesc& d, const Target& t) {
-  check(d);
-  const MatmulPlan p = plan_matmul(d, t);
+namespace {
+
+std::string describe(const MatmulDesc& d, const MatmulPlan& p) {
+  std::string s =
+      fmt::format("{} {}x{}x{}", d.bf16 ? "bf16" : "f32", d.m, d.n, d.k);
+  for (int64_t b : d.batch) s += fmt::format(" *{}", b);
+  s += describe(d.a) + describe(d.b);
+  for (auto& o : d.outputs) s += " ->" + describe(o);
+  for (auto& o : d.extras) s += " x" + describe(o);
+  s += fmt::format(" scale {} acc {} group {} {} {} epi {}", d.scale,
+                   int(d.accumulate), int(d.group), d.experts, d.offsets_buffer,
+                   d.epilogue_key);
+  if (p.workspace >= 0) s += fmt::format(" ws {}", p.workspace);
+  return s;
+}
+
+KernelSpec pack_kernel(const MatmulDesc& d, const MatmulPlan& p) {
   KernelSpec s;
-  s.key =
-      fmt::format("matmul {} {}x{}x{}", d.bf16 ? "bf16" : "f32", d.m, d.n, d.k);
-  for (int64_t b : d.batch) s.key += fmt::format(" *{}", b);
-  s.key += describe(d.a) + describe(d.b);
-  for (auto& o : d.outputs) s.key += " ->" + describe(o);
-  for (auto& o : d.extras) s.key += " x" + describe(o);
-  s.key += fmt::format(" scale {} acc {} group {} {} {} epi {}", d.scale,
-                       int(d.accumulate), int(d.group), d.experts,
-                       d.offsets_buffer, d.epilogue_key);
+  s.key = "matmul pack " + describe(d, p);
+  s.emit = [d, p](Emit& e) { emit_matmul_pack(e, d, p); };
+  s.tasks = matmul_pack_tasks(d, p);
+  if (p.workspace_a) s.bytes += 2 * bytes_of(d.a, d.m, d.k, d);
+  if (p.workspace_b) s.bytes += 2 * bytes_of(d.b, d.k, d.n, d);
+  return s;
+}
+
+KernelSpec product_kernel(const MatmulDesc& d, const MatmulPlan& p) {
+  KernelSpec s;
+  s.key = "matmul " + describe(d, p);
   s.emit = [d, p](Emit& e) { emit_matmul(e, d, p); };
   int64_t blocks = p.blocks_m;
   if (d.group == MatmulGroup::Rows) blocks += d.experts;
@@ -173,6 +219,23 @@ KernelSpec matmul_kernel(const MatmulDesc& d, const Target& t) {
   for (auto& o : d.outputs) s.bytes += bytes_of(o, d.m, d.n, d);
   for (auto& o : d.extras) s.bytes += bytes_of(o, d.m, d.n, d);
   return s;
+}
+
+}  // namespace
+
+MatmulKernels matmul_kernels(const MatmulDesc& d, const Target& t,
+                             int workspace) {
+  check(d);
+  const MatmulPlan p = plan_matmul(d, t, workspace);
+  MatmulKernels all;
+  all.workspace_bytes = p.workspace_bytes;
+  if (p.workspace_bytes) all.launches.push_back(pack_kernel(d, p));
+  all.launches.push_back(product_kernel(d, p));
+  return all;
+}
+
+KernelSpec matmul_kernel(const MatmulDesc& d, const Target& t) {
+  return matmul_kernels(d, t, -1).launches[0];
 }
 
 MatmulDesc plain_matmul(int64_t m, int64_t n, int64_t k, bool trans_a,

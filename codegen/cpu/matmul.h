@@ -1,10 +1,11 @@
-// Matrix products as one kernel launch: C = epilogue(scale * A B), with any
-// strides, broadcast batch dimensions and rows or reductions grouped by expert.
+// Matrix products: C = epilogue(scale * A B), with any strides, broadcast batch
+// dimensions and rows or reductions grouped by expert.
 //
 // Method: C tiles of rows x (vectors of columns) in registers; scalars of A
 // are broadcast straight from memory, a panel of B (K x panel columns) is
 // packed per task into the thread's scratch (Goto and van de Geijn, "Anatomy
 // of High-Performance Matrix Multiplication", ACM TOMS 2008, with A unpacked).
+// With a workspace, what many tasks would pack anew is packed once, before.
 // Every element is summed over k in the same order whatever its row, the
 // number of rows or the number of threads.
 #pragma once
@@ -74,8 +75,16 @@ struct MatmulDesc {
       epilogue;
 };
 
-// The launch for a product. Throws InternalError on a descriptor that does not
-// fit together.
+// The launches for a product, all of them on the descriptor's buffers and, if
+// workspace_bytes is not 0, one more of that size, number `workspace`. Throws
+// InternalError on a descriptor that does not fit together.
+struct MatmulKernels {
+  std::vector<KernelSpec> launches;
+  int64_t workspace_bytes = 0;
+};
+MatmulKernels matmul_kernels(const MatmulDesc&, const Target&, int workspace);
+
+// The same as one launch without a workspace.
 KernelSpec matmul_kernel(const MatmulDesc&, const Target&);
 
 // Row-major operands, for the common cases: C[m,n] = A B with A [m,k] (or

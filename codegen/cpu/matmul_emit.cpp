@@ -232,6 +232,7 @@ void Body::block(V batch, V group, V row, V rows, V block_n, V k_from,
   for (auto& o : d.outputs) bases.push_back(base(o));
   for (auto& o : d.extras) bases.push_back(base(o));
   V a = base(d.a), b = base(d.b);
+  V workspace = p.workspace >= 0 ? e.buffer(p.workspace) : nullptr;
 
   // Static columns: every task but the last has full panels only.
   const int64_t panels = p.block_n / p.panel;
@@ -244,7 +245,11 @@ void Body::block(V batch, V group, V row, V rows, V block_n, V k_from,
                 e.add(e.mul(row, d.a.row_stride),
                       e.mul(e.add(k_from, k0), d.a.col_stride)),
                 dtype_size(d.a.dtype));
-    if (p.a != MatmulPlan::A::Direct) {
+    if (p.workspace_a) {
+      const int tall = p.heights[0];
+      ak = e.at(workspace, e.add(e.mul(e.udiv(row, e.i(tall)), p.a_pitch),
+                                 e.mul(k0, tall)));
+    } else if (p.a != MatmulPlan::A::Direct) {
       V packed = e.at(e.scratch(), p.a_offset, 1);
       e.call(define_pack_a(e, d, p), {ak, packed, kk, rows});
       ak = packed;
@@ -257,7 +262,10 @@ void Body::block(V batch, V group, V row, V rows, V block_n, V k_from,
       V partial = e.at(e.at(e.scratch(), p.partial_offset, 1),
                        e.mul(local_index, p.block_m * p.panel));
       V packed = src;
-      if (!direct) {
+      if (p.workspace_b) {
+        V at = e.mul(e.add(e.mul(index, d.k), k0), p.panel);
+        packed = e.at(workspace, e.add(at, e.i(p.workspace_panels)));
+      } else if (!direct) {
         packed = e.scratch();
         e.call(define_pack_b(e, d, p, cols), {src, packed, kk});
       }
@@ -283,6 +291,12 @@ void Body::block(V batch, V group, V row, V rows, V block_n, V k_from,
 
 void Body::run() {
   V task = e.task();
+  if (p.workspace_b) {
+    V row = e.mul(e.urem(task, e.i(p.blocks_m)), p.block_m);
+    return block(e.i(0), e.i(0), row,
+                 e.min(e.sub(e.i(d.m), row), e.i(p.block_m)),
+                 e.udiv(task, e.i(p.blocks_m)), e.i(0), e.i(d.k));
+  }
   V block_n = e.urem(task, e.i(p.blocks_n));
   V rest = e.udiv(task, e.i(p.blocks_n));
 

@@ -150,6 +150,7 @@ struct Pack {
 
 // Elements of the shortest k block, 0 if known only at run time.
 int64_t shortest_k(const MatmulDesc& d, const MatmulPlan& p) {
+  if (p.workspace_b) return d.k;  // packed as one
   if (d.group == MatmulGroup::Reduction) return 0;
   return d.k % p.block_k ? d.k % p.block_k : d.k ? p.block_k : 0;
 }
@@ -183,6 +184,64 @@ Fn define_pack_b(Emit& e, const MatmulDesc& d, const MatmulPlan& p,
           return e.at(e.at(a[1], e.mul(step, p.panel)), col);
         });
       });
+}
+
+namespace {
+
+// A task packs so many rows and steps of A, or one panel of B.
+constexpr int64_t kPackRows = 128, kPackSteps = 1024;
+
+int64_t pack_row_blocks(const MatmulDesc& d) {
+  return (d.m + kPackRows - 1) / kPackRows;
+}
+int64_t pack_a_tasks(const MatmulDesc& d, const MatmulPlan& p) {
+  if (!p.workspace_a) return 0;
+  return pack_row_blocks(d) * ((d.k + kPackSteps - 1) / kPackSteps);
+}
+
+}  // namespace
+
+int64_t matmul_pack_tasks(const MatmulDesc& d, const MatmulPlan& p) {
+  return pack_a_tasks(d, p) +
+         (p.workspace_b ? (d.n + p.panel - 1) / p.panel : 0);
+}
+
+void emit_matmul_pack(Emit& e, const MatmulDesc& d, const MatmulPlan& p) {
+  const int64_t of_a = pack_a_tasks(d, p);
+  V workspace = e.buffer(p.workspace);
+  auto source = [&](const MatmulOperand& o, V row, V col) {
+    V index = e.add(e.mul(row, o.row_stride), e.mul(col, o.col_stride));
+    return e.at(e.buffer(o.buffer), e.add(index, o.offset), 4);
+  };
+  auto pack_a = [&] {
+    V blocks = e.i(pack_row_blocks(d));
+    V row = e.mul(e.urem(e.task(), blocks), kPackRows);
+    V k0 = e.mul(e.udiv(e.task(), blocks), kPackSteps);
+    const int tall = p.heights[0];
+    V to = e.add(e.mul(row, p.a_pitch / tall), e.mul(k0, tall));
+    e.call(define_pack_a(e, d, p),
+           {source(d.a, row, k0), e.at(workspace, to),
+            e.min(e.sub(e.i(d.k), k0), e.i(kPackSteps)),
+            e.min(e.sub(e.i(d.m), row), e.i(kPackRows))});
+  };
+  auto pack_b = [&] {
+    V panel = e.add(e.task(), -of_a);
+    V from = source(d.b, e.i(0), e.mul(panel, p.panel));
+    V to = e.add(e.mul(panel, d.k * p.panel), p.workspace_panels);
+    auto pack = [&](int64_t cols) {
+      e.call(define_pack_b(e, d, p, cols),
+             {from, e.at(workspace, to), e.i(d.k)});
+    };
+    const int64_t tail = d.n % p.panel;
+    if (d.n < p.panel) return pack(tail);
+    if (!tail) return pack(p.panel);
+    e.if_(
+        e.lt(panel, e.i(d.n / p.panel)), [&] { pack(p.panel); },
+        [&] { pack(tail); });
+  };
+  if (!of_a) return pack_b();
+  if (!p.workspace_b) return pack_a();
+  e.if_(e.lt(e.task(), e.i(of_a)), pack_a, pack_b);
 }
 
 Fn define_pack_a(Emit& e, const MatmulDesc& d, const MatmulPlan& p) {

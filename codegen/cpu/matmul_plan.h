@@ -33,16 +33,28 @@ struct MatmulPlan {
   enum class A : uint8_t { Direct, Tiles, Rows };
   A a = A::Direct;
   int64_t a_pitch = 0;  // 4-byte units between tiles or rows of packed A
-  int64_t batch = 1;    // product of the batch dimensions
+  // Operands packed by a launch before: A as Tiles, B as [panel][k][columns],
+  // whole in the workspace buffer. Tasks then go down the rows first, with
+  // their columns of B in L2.
+  bool workspace_a = false, workspace_b = false;
+  int workspace = -1;            // number of the buffer
+  int64_t workspace_panels = 0;  // where B begins, in 4-byte units
+  int64_t workspace_bytes = 0;
+  int64_t batch = 1;  // product of the batch dimensions
   int64_t batch_per_task = 1;
   // Scratch layout in bytes: one panel of B, packed A, partial sums.
   int64_t a_offset = 0, partial_offset = 0, scratch_bytes = 0;
 };
 
-MatmulPlan plan_matmul(const MatmulDesc&, const Target&);
+// workspace: the number of a buffer for packed operands, -1 for none.
+MatmulPlan plan_matmul(const MatmulDesc&, const Target&, int workspace);
 
 // Writes the kernel's body.
 void emit_matmul(Emit&, const MatmulDesc&, const MatmulPlan&);
+
+// The launch that packs into the workspace, and its number of tasks.
+int64_t matmul_pack_tasks(const MatmulDesc&, const MatmulPlan&);
+void emit_matmul_pack(Emit&, const MatmulDesc&, const MatmulPlan&);
 
 // Packs one panel of B: [step][panel] from src (at the panel's first
 // element). `cols` (static) columns exist; what the rest holds is never

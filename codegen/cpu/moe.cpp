@@ -51,7 +51,7 @@ V offset(Emit& e, V offsets, V i) {
 
 void for_expert_task(Emit& e, const MoeSpec& s, V offsets,
                      const std::function<void(const ExpertTask&)>& body) {
-  const int panel = panel_lanes(e.target());
+  const int panel = wide_panel(e.target());
   auto slots = [&](V expert) {
     V at = e.min(expert, e.i(s.experts - 1));  // in range past the last too
     V first = offset(e, offsets, at);
@@ -77,7 +77,7 @@ void for_expert_task(Emit& e, const MoeSpec& s, V offsets,
 }
 
 ExpertTask whole_expert(Emit& e, const MoeSpec&, V offsets, V expert) {
-  const int panel = panel_lanes(e.target());
+  const int panel = wide_panel(e.target());
   V panels = e.loop(e.i(0), expert, 1, {e.i(0)}, [&](V i, Vs c) {
     V n = e.sub(offset(e, offsets, e.add(i, 1)), offset(e, offsets, i));
     return Vs{e.add(c[0], e.ceil_div(n, panel))};
@@ -90,23 +90,26 @@ ExpertTask whole_expert(Emit& e, const MoeSpec&, V offsets, V expert) {
 void for_lane_tiles(Emit& e, V valid,
                     const std::function<void(LaneTile, int lane)>& f) {
   const int L = e.lanes(), R = tile_rows(e.target());
-  const LaneTile whole{R, 2, L}, half{R, 1, L};
-  if (L < 16)
-    return e.if_(
-        e.gt(valid, e.i(L)), [&] { f(whole, 0); }, [&] { f(half, 0); });
-  // 256-bit registers have the same rate on half the lanes
-  const LaneTile quarter{R, 1, L / 2};
-  e.if_(
-      e.gt(valid, e.i(L + L / 2)), [&] { f(whole, 0); },
-      [&] {
-        e.if_(
-            e.gt(valid, e.i(L / 2)),
-            [&] {
-              f(half, 0);
-              e.if_(e.gt(valid, e.i(L)), [&] { f(quarter, L); });
-            },
-            [&] { f(quarter, 0); });
-      });
+  // 256-bit registers have the same rate on half the lanes where 512-bit ones
+  // are split
+  const int half = L >= 16 ? L / 2 : 0;
+  // as many whole vectors as needed, and the half where it covers the rest
+  std::function<void(int)> cover = [&](int vectors) {
+    auto whole = [&] { f({R, vectors, L}, 0); };
+    auto fewer = [&] {
+      if (!half) return cover(vectors - 1);
+      const int before = (vectors - 1) * L;
+      auto split = [&] {
+        if (before) f({R, vectors - 1, L}, 0);
+        f({R, 1, half}, before);
+      };
+      if (!before) return split();
+      e.if_(e.gt(valid, e.i(before)), split, [&] { cover(vectors - 1); });
+    };
+    if (vectors == 1 && !half) return whole();
+    e.if_(e.gt(valid, e.i((vectors - 1) * L + half)), whole, fewer);
+  };
+  cover(wide_vectors(e.target()));
 }
 
 Fn gather_function(Emit& e, const char* name, int64_t divisor, int64_t dim) {
@@ -119,7 +122,7 @@ Fn gather_function(Emit& e, const char* name, int64_t divisor, int64_t dim) {
       V row = e.udiv(e.zext(choice, Ty::I64), e.i(divisor));
       rows.push_back(e.at(a[0], e.mul(row, dim)));
     }
-    pack_rows(e, rows, dim, a[3], panel_lanes(e.target()));
+    pack_rows(e, rows, dim, a[3], wide_panel(e.target()));
   });
 }
 
@@ -127,7 +130,7 @@ Fn scatter_function(Emit& e, int64_t dim) {
   std::vector<Ty> params = {Ty::Ptr, Ty::Ptr, Ty::I64};
   return e.define("scatter", params, [&](const Vs& a) {
     unpack_rows(
-        e, a[0], panel_lanes(e.target()), dim, nullptr,
+        e, a[0], wide_panel(e.target()), dim, nullptr,
         [&](int r) { return e.at(a[1], r * dim); }, a[2]);
   });
 }

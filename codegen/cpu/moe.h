@@ -6,7 +6,7 @@
 // pre-activations alone: the gradient of the combine weights is <dA', A>, as
 // in SonicMoE, not <dO, Y>.
 //
-// Slots (sorted choices) of an expert are cut into panels of 2 * lanes().
+// Slots (sorted choices) of an expert are cut into panels of wide_panel().
 #pragma once
 #include <cstdint>
 #include <string>
@@ -40,10 +40,10 @@ struct MoeSpec {
   int64_t hidden_rows() const {
     return is_gated(activation) ? 2 * hidden : hidden;
   }
-  // Panels of 32 slots that hold every expert's, rounded up.
-  int64_t panels() const { return slots() / 32 + experts; }
+  // Bound of the slots of whole panels, each expert's rounded up.
+  int64_t padded_slots() const { return slots() + 48 * experts; }
   // f32 elements of the saved pre-activations.
-  int64_t saved() const { return panels() * hidden_rows() * 32; }
+  int64_t saved() const { return padded_slots() * hidden_rows(); }
 };
 
 // The buffers that the kernels name. What a problem lacks (gate, biases) may
@@ -65,7 +65,7 @@ enum class MoeBuffer : uint8_t {
   Y,            // [tokens, dim]
   Dy,           // [tokens, dim]
   DHidden,      // workspace like Saved
-  Activated,    // workspace, panels() * hidden * 32: weighted activations
+  Activated,    // workspace, padded_slots() * hidden: weighted activations
   SlotWeights,  // workspace [slots]
   Dx,
   DWeights,

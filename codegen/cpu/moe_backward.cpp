@@ -1,4 +1,4 @@
-// Two phases. Per 64 slots of an expert: dA' = W_down^T dO, then dH, the
+// Two phases. Per 96 slots of an expert: dA' = W_down^T dO, then dH, the
 // weighted activations, the gradient of the combine weights and dX of each
 // slot. Then, per expert and block of channels, the weights' gradients as one
 // sum over the expert's slots in order.
@@ -25,7 +25,8 @@ struct Hidden {
   Emit& e;
   const MoeSpec& s;
   const MoeBuffers buffer;
-  const int L = e.lanes(), panel = 2 * L, rows = tile_rows(e.target());
+  const int L = e.lanes(), vectors = wide_vectors(e.target());
+  const int panel = vectors * L, rows = tile_rows(e.target());
   const bool gated = is_gated(s.activation);
 
   // hidden(W_down, Gt, H, dH, A, w, dw, next, next_down): dA' of some features;
@@ -91,7 +92,7 @@ struct Hidden {
       });
     });
     V bias = e.at(buffer(B::BiasDown), e.mul(t.expert, s.dim));
-    for (int j = 0; j < 2; ++j) {
+    for (int j = 0; j < vectors; ++j) {
       V sum = e.zero(Ty::F32, 0);
       if (s.bias)
         sum = e.loop(e.i(0), e.i(s.dim), 1, {sum}, [&](V c, Vs sum) {
@@ -123,10 +124,10 @@ struct Hidden {
     for_panels([&](V first, V valid) {
       V to = e.at(part(at.g), e.mul(first, s.dim));
       V perm = e.at(buffer(B::Perm), e.add(t.slot, first));
-      e.call(gather, {buffer(B::Dy), perm, valid, to});
-      // both halves: the bias' part of dw reads all lanes
-      e.call(gather,
-             {buffer(B::Dy), e.at(perm, L), e.add(valid, -L), e.at(to, L)});
+      // all vectors: the bias' part of dw reads all lanes
+      for (int j = 0; j < panel; j += L)
+        e.call(gather,
+               {buffer(B::Dy), e.at(perm, j), e.add(valid, -j), e.at(to, j)});
       start(t, first, valid, to, e.at(part(at.w), first),
             e.at(part(at.dw), first));
     });
@@ -194,8 +195,8 @@ struct Hidden {
       V slot = e.add(t.slot, first);
       V to = e.at(buffer(B::Rows), e.mul(slot, s.dim));
       Fn scatter = scatter_function(e, s.dim);
-      e.call(scatter, {x, to, valid});
-      e.call(scatter, {e.at(x, L), e.at(to, L * s.dim), e.add(valid, -L)});
+      for (int j = 0; j < panel; j += L)
+        e.call(scatter, {e.at(x, j), e.at(to, j * s.dim), e.add(valid, -j)});
       V dw = e.at(part(at.dw), first);
       e.loop(e.i(0), valid, 1, [&](V lane) {
         V choice = e.load(DType::I32, e.at(buffer(B::Perm), e.add(slot, lane)));
@@ -211,19 +212,19 @@ struct Hidden {
 // Most slots gathered at a time; more of an expert's are cut evenly and
 // accumulated. So few that their rows stay near L1 and that each panel of dH is
 // one stream of memory.
-constexpr int64_t kGatheredSlots = 256;
+constexpr int64_t kGatheredSlots = 288;  // whole panels on every target
 
-// Scratch, in f32, for each `panel` channels of a task: gathered rows
-// [slot][panel], and sums of W_down's gradient [feature][panel], which is
+// Scratch, in f32, for each tile's width of channels of a task: gathered rows
+// [slot][width], and sums of W_down's gradient [feature][width], which is
 // stored transposed.
 struct WeightLayout {
   int64_t block;  // channels of a task
   int64_t r = 0, sums, end;
-  WeightLayout(const MoeSpec& s, int64_t panel) {
+  WeightLayout(const MoeSpec& s, int64_t width) {
     const int64_t parts = is_gated(s.activation) ? 3 : 2;
     // wide blocks read dH less often, if enough tasks remain
-    block = 4 * panel;
-    if (s.experts * parts * blocks(s) < 16) block = 2 * panel;
+    block = 4 * width;
+    if (s.experts * parts * blocks(s) < 16) block = 2 * width;
     sums = r + kGatheredSlots * block;
     end = sums + s.hidden * block;
   }
@@ -234,7 +235,9 @@ struct Weights {
   Emit& e;
   const MoeSpec& s;
   const MoeBuffers buffer;
-  const int L = e.lanes(), panel = 2 * L, rows = tile_rows(e.target());
+  const int L = e.lanes(), panel = wide_panel(e.target());  // of slots
+  const LaneTile tile = channel_tile(s.dim, e.target());
+  const int rows = tile.rows, vectors = tile.cols, wide = vectors * L;
   const bool gated = is_gated(s.activation);
 
   struct Part {
@@ -254,19 +257,26 @@ struct Weights {
   }
   int parts() const { return gated ? 3 : 2; }
 
-  // collect(src, perm, R, n, width): R[slot][panel] = `width` columns of the
+  Vs masks_of(V width) {
+    Vs masks;
+    for (int j = 0; j < vectors; ++j)
+      masks.push_back(e.mask(e.add(width, -j * L)));
+    return masks;
+  }
+
+  // collect(src, perm, R, n, width): R[slot][wide] = `width` columns of the
   // slots' rows, padded by zeros
   Fn collect() {
     std::vector<Ty> params = {Ty::Ptr, Ty::Ptr, Ty::Ptr, Ty::I64, Ty::I64};
     return e.define("collect", params, [&](const Vs& a) {
-      V low = e.mask(a[4]), high = e.mask(e.add(a[4], -L));
+      const Vs masks = masks_of(a[4]);
       e.loop(e.i(0), a[3], 1, [&](V slot) {
         V choice = e.zext(e.load(DType::I32, e.at(a[1], slot)), Ty::I64);
         V row = e.mul(e.udiv(choice, e.i(s.top_k)), s.dim);
-        V from = e.at(a[0], row), to = e.at(a[2], e.mul(slot, panel));
-        e.vstore(DType::F32, e.vload(DType::F32, from, low), to);
-        e.vstore(DType::F32, e.vload(DType::F32, e.at(from, L), high),
-                 e.at(to, L));
+        V from = e.at(a[0], row), to = e.at(a[2], e.mul(slot, wide));
+        for (int j = 0; j < vectors; ++j)
+          e.vstore(DType::F32, e.vload(DType::F32, e.at(from, j * L), masks[j]),
+                   e.at(to, j * L));
       });
     });
   }
@@ -276,17 +286,19 @@ struct Weights {
     V panels = e.div(n, e.i(panel));
     const size_t count = sums.size();
     auto product = [&](const Vs& c, V steps) {
-      // meanwhile the next features of this panel
-      V next = e.at(c[count], t.rows * panel);
+      // meanwhile the next features of this panel, 8 to a stream
+      std::vector<Prefetch> ahead;
+      for (int i = 0; i < t.rows; i += 8)
+        ahead.push_back({e.at(c[count], (t.rows + i) * panel), e.i(16)});
       return tile_product(e, t, Vs(c.begin(), c.begin() + count),
-                          {{c[count], panel, 1}}, c[count + 1], panel, steps,
-                          nullptr, {{next, e.i(16)}});
+                          {{c[count], panel, 1}}, c[count + 1], wide, steps,
+                          nullptr, ahead);
     };
     sums.insert(sums.end(), {g, r});
     sums = e.loop(e.i(0), panels, 1, sums, [&](V, Vs c) {
       Vs next = product(c, e.i(panel));
       next.push_back(e.at(c[count], panel_stride));
-      next.push_back(e.at(c[count + 1], panel * panel));
+      next.push_back(e.at(c[count + 1], panel * wide));
       return next;
     });
     return product(sums, e.sub(n, e.mul(panels, panel)));
@@ -300,7 +312,7 @@ struct Weights {
     std::vector<Ty> params = {Ty::Ptr, Ty::Ptr, Ty::Ptr, Ty::I64,
                               Ty::I64, Ty::I1,  Ty::I1};
     return e.define(name, params, [&, features](const Vs& a) {
-      const LaneTile t{features, 2, L};
+      const LaneTile t{features, vectors, L};
       Vs x = slot_sum(t, zero_tile(e, t), a[0], panel_stride, a[1], a[3]);
       auto each = [&](const std::function<void(V x, V to, int j)>& f) {
         for (int i = 0; i < t.rows; ++i)
@@ -308,7 +320,7 @@ struct Weights {
             f(x[i * t.cols + j], e.at(a[2], i * ldc + j * L), j);
       };
       auto masked = [&] {
-        V masks[] = {e.mask(a[4]), e.mask(e.add(a[4], -L))};
+        const Vs masks = masks_of(a[4]);
         each([&](V x, V to, int j) {
           V old = e.vload(DType::F32, to, masks[j], L);
           old = e.select(a[5], e.zero(Ty::F32, 0), old);
@@ -326,7 +338,7 @@ struct Weights {
       auto stream = [&] {
         each([&](V x, V to, int) { e.vstore_stream(DType::F32, x, to); });
       };
-      e.if_(e.lt(a[4], e.i(panel)), masked,
+      e.if_(e.lt(a[4], e.i(wide)), masked,
             [&] { e.if_(a[5], [&] { e.if_(a[6], stream, store); }, add); });
     });
   }
@@ -337,7 +349,7 @@ struct Weights {
     std::vector<Ty> params = {Ty::Ptr, Ty::Ptr, Ty::I64, Ty::I64};
     return e.define("flip", params, [&](const Vs& a) {
       Vs rows;
-      for (V row : clamped_rows(e, a[0], panel, a[2]))
+      for (V row : clamped_rows(e, a[0], wide, a[2]))
         rows.push_back(e.vload(DType::F32, row));
       rows = e.transpose(rows);
       V mask = e.mask(a[2]);
@@ -354,7 +366,7 @@ struct Weights {
       V sum = e.loop(e.i(0), n, panel, {e.zero(Ty::F32, 0)}, [&](V slot, Vs x) {
         V row = e.at(g, e.add(e.mul(e.div(slot, e.i(panel)), panel_stride),
                               e.mul(f, panel)));
-        for (int j = 0; j < 2; ++j)
+        for (int j = 0; j < panel / L; ++j)
           x[0] = e.add(x[0], e.vload(DType::F32, e.at(row, j * L),
                                      e.mask(e.sub(n, e.add(slot, j * L)))));
         return x;
@@ -365,13 +377,13 @@ struct Weights {
 
   // dBias[column] += sum of w[slot] R[slot][column].
   void column_sums(V r, V weights, V n, V width, V to, V first) {
-    for (int j = 0; j < 2; ++j) {
+    for (int j = 0; j < vectors; ++j) {
       V mask = e.mask(e.add(width, -j * L));
       V old = e.vload(DType::F32, e.at(to, j * L), mask);
       V sum = e.select(e.splat(first), e.zero(Ty::F32, 0), old);
       sum = e.loop(e.i(0), n, 1, {sum}, [&](V slot, Vs x) {
         V w = e.splat(e.load(DType::F32, e.at(weights, slot)));
-        V row = e.at(r, e.add(e.mul(slot, panel), j * L));
+        V row = e.at(r, e.add(e.mul(slot, wide), j * L));
         return Vs{e.fma(w, e.vload(DType::F32, row), x[0])};
       })[0];
       e.vstore(DType::F32, sum, e.at(to, j * L), mask);
@@ -391,15 +403,15 @@ struct Weights {
         row_sums(g0, panel_stride, t.count,
                  e.at(buffer(p.bias), e.mul(expert, s.hidden)));
       });
-    const WeightLayout at(s, panel);
+    const WeightLayout at(s, wide);
     auto part_of = [&](int64_t offset, V half, int64_t size) {
       return e.at(e.at(e.scratch(), offset), e.mul(half, size));
     };
     V left = e.min(e.sub(e.i(s.dim), column), e.i(at.block));
     auto for_halves = [&](const std::function<void(V half, V c, V n)>& f) {
-      e.loop(e.i(0), e.ceil_div(left, panel), 1, [&](V half) {
-        V c = e.mul(half, panel);
-        f(half, e.add(column, c), e.min(e.sub(left, c), e.i(panel)));
+      e.loop(e.i(0), e.ceil_div(left, wide), 1, [&](V half) {
+        V c = e.mul(half, wide);
+        f(half, e.add(column, c), e.min(e.sub(left, c), e.i(wide)));
       });
     };
     // one chunk for an expert without slots, whose gradient is zero
@@ -413,7 +425,7 @@ struct Weights {
       V n = e.min(e.sub(t.count, from), chunk), slot = e.add(t.slot, from);
       V g = e.at(g0, e.mul(e.div(from, e.i(panel)), panel_stride));
       for_halves([&](V half, V c, V width) {
-        V r = part_of(at.r, half, kGatheredSlots * panel);
+        V r = part_of(at.r, half, kGatheredSlots * wide);
         e.call(collect(), {e.at(buffer(p.source), c),
                            e.at(buffer(B::Perm), slot), r, n, width});
         if (s.bias && down)
@@ -423,13 +435,13 @@ struct Weights {
       });
       auto tiles = [&](V f, int features) {
         for_halves([&](V half, V c, V width) {
-          const int64_t ldc = down ? panel : s.dim;
+          const int64_t ldc = down ? wide : s.dim;
           V to =
-              down ? part_of(at.sums, half, s.hidden * panel) : e.at(weight, c);
-          V r = part_of(at.r, half, kGatheredSlots * panel);
+              down ? part_of(at.sums, half, s.hidden * wide) : e.at(weight, c);
+          V r = part_of(at.r, half, kGatheredSlots * wide);
           e.call(sum(features, panel_stride, ldc),
                  {e.at(g, e.mul(f, panel)), r, e.at(to, e.mul(f, ldc)), n,
-                  down ? e.i(panel) : width, first, streams});
+                  down ? e.i(wide) : width, first, streams});
         });
       };
       const int64_t whole = s.hidden / rows * rows;
@@ -439,12 +451,12 @@ struct Weights {
     e.fence();  // streamed rows are visible before the launch ends
     if (!down) return;
     for_halves([&](V half, V c, V width) {
-      V sums = part_of(at.sums, half, s.hidden * panel);
+      V sums = part_of(at.sums, half, s.hidden * wide);
       e.loop(e.i(0), e.i(s.hidden), L, [&](V f) {
-        for (int j = 0; j < 2; ++j) {
+        for (int j = 0; j < vectors; ++j) {
           V to = e.add(e.mul(e.add(c, j * L), s.hidden), f);
           e.call(flip(),
-                 {e.at(sums, e.add(e.mul(f, panel), j * L)), e.at(weight, to),
+                 {e.at(sums, e.add(e.mul(f, wide), j * L)), e.at(weight, to),
                   e.sub(e.i(s.hidden), f), e.add(width, -j * L)});
         }
       });
@@ -452,7 +464,7 @@ struct Weights {
   }
 
   void kernel() {
-    const WeightLayout at(s, panel);
+    const WeightLayout at(s, wide);
     const int64_t block = at.block, blocks = at.blocks(s);
     V which = e.rem(e.task(), e.i(parts()));
     V rest = e.div(e.task(), e.i(parts()));
@@ -490,7 +502,7 @@ std::vector<MoeLaunch> moe_backward(const MoeSpec& s, const Target& target) {
                      B::DHidden,  B::Activated, B::SlotWeights, B::DUp,
                      B::DGate,    B::DDown,     B::DBiasUp,     B::DBiasGate,
                      B::DBiasDown};
-  const WeightLayout layout(s, panel_lanes(target));
+  const WeightLayout layout(s, channel_tile(s.dim, target).lanes());
   weights.spec.key = moe_key("moe weights_grad", s);
   weights.spec.tasks =
       s.experts * layout.blocks(s) * (is_gated(s.activation) ? 3 : 2);

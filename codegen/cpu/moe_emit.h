@@ -8,7 +8,7 @@
 
 namespace moec {
 
-inline constexpr int64_t kTaskSlots = 64;     // of one expert, per task
+inline constexpr int64_t kTaskSlots = 96;     // of one expert, per task
 inline constexpr int64_t kFeatureBlock = 64;  // features fused at a time
 
 std::string moe_key(const char* kernel, const MoeSpec&);
@@ -33,15 +33,15 @@ int64_t expert_tasks(const MoeSpec&);
 // The slots of one expert and the number of its first panel.
 ExpertTask whole_expert(Emit&, const MoeSpec&, V offsets, V expert);
 
-// Calls f with tiles that cover `valid` lanes of a panel (at most 2 * lanes(),
-// at least 1), and the first lane of each.
+// Calls f with tiles that cover `valid` lanes of a panel (at most
+// wide_panel(), at least 1), and the first lane of each.
 void for_lane_tiles(Emit&, V valid,
                     const std::function<void(LaneTile, int lane)>& f);
 
 // Function gather(src, perm, valid, dst): dst[c * panel + lane] = row
 // perm[lane] / divisor of src, for lanes() slots of which `valid` exist.
 Fn gather_function(Emit&, const char* name, int64_t divisor, int64_t dim);
-// Function scatter(src, dst, valid): rows of `dim` from a half panel.
+// Function scatter(src, dst, valid): rows of `dim` from lanes() slots.
 Fn scatter_function(Emit&, int64_t dim);
 
 // Launch that sums each token's rows: out[t] = sum_j w[t,j] rows[inv[t,j]],

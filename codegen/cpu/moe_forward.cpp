@@ -20,7 +20,8 @@ struct Forward {
   Emit& e;
   const MoeSpec& s;
   const MoeBuffers buffer;
-  const int L = e.lanes(), panel = 2 * L, rows = tile_rows(e.target());
+  const int L = e.lanes(), vectors = wide_vectors(e.target());
+  const int panel = vectors * L, rows = tile_rows(e.target());
   const bool gated = is_gated(s.activation);
   const int features = gated ? rows / 2 : rows;  // of one tile
 
@@ -75,7 +76,7 @@ struct Forward {
     e.loop(e.i(0), e.i(s.dim), 1, [&](V c) {
       V v = e.zero(Ty::F32, 0);
       if (s.bias) v = e.splat(e.load(DType::F32, e.at(bias, c)));
-      for (int j = 0; j < 2; ++j)
+      for (int j = 0; j < vectors; ++j)
         e.vstore(DType::F32, v, e.at(y, e.add(e.mul(c, panel), j * L)));
     });
   }
@@ -100,11 +101,11 @@ struct Forward {
     for_panels([&](V first, V valid) {
       V to = e.at(part(at.x), e.mul(first, s.dim));
       V perm = e.at(buffer(B::Perm), e.add(t.slot, first));
-      e.call(gather, {buffer(B::X), perm, valid, to});
-      e.if_(e.gt(valid, e.i(L)), [&] {
-        e.call(gather,
-               {buffer(B::X), e.at(perm, L), e.add(valid, -L), e.at(to, L)});
-      });
+      for (int j = 0; j < panel; j += L)
+        e.if_(e.gt(valid, e.i(j)), [&] {
+          e.call(gather,
+                 {buffer(B::X), e.at(perm, j), e.add(valid, -j), e.at(to, j)});
+        });
       start(e.at(part(at.y), e.mul(first, s.dim)), t.expert);
     });
 
@@ -165,8 +166,8 @@ struct Forward {
       V y = e.at(part(at.y), e.mul(first, s.dim));
       V to = e.at(buffer(B::Rows), e.mul(e.add(t.slot, first), s.dim));
       Fn scatter = scatter_function(e, s.dim);
-      e.call(scatter, {y, to, valid});
-      e.call(scatter, {e.at(y, L), e.at(to, L * s.dim), e.add(valid, -L)});
+      for (int j = 0; j < panel; j += L)
+        e.call(scatter, {e.at(y, j), e.at(to, j * s.dim), e.add(valid, -j)});
     });
   }
 };

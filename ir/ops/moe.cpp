@@ -43,10 +43,11 @@ Operands operands_of(const Node& n, int count) {
   return {n.op() == Op::MoeFfn ? 0 : 2, count, is_gated(n.s("activation"))};
 }
 
-// Pre-activations of slots in panels of 32, every expert's rounded up.
+// Pre-activations of all slots, in panels of at most 48: every expert's slots
+// are rounded up to whole panels.
 Dims saved_dims(const Node& n, i64 slots, i64 experts, i64 hidden) {
   i64 rows = is_gated(n.s("activation")) ? 2 * hidden : hidden;
-  return {slots / 32 + experts, rows, 32};
+  return {slots + 48 * experts, rows};
 }
 
 void check_operands(const InferArgs& a) {

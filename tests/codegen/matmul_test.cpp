@@ -71,13 +71,10 @@ struct Case {
   std::vector<int32_t> offsets;
 };
 
-// Runs the launch on `threads` threads, task t on thread t % threads.
-void launch(KernelLibrary& lib, Case& c, int threads = 1) {
-  KernelSpec spec = matmul_kernel(c.desc, lib.target());
+// Runs one launch on `threads` threads, task t on thread t % threads.
+void run(KernelLibrary& lib, const KernelSpec& spec,
+         const std::vector<std::byte*>& ptrs, int threads) {
   KernelFn fn = lib.get(spec);
-  std::vector<std::byte*> ptrs;
-  for (Buffer& b : c.buffers) ptrs.push_back(b.data());
-  ptrs.push_back(reinterpret_cast<std::byte*>(c.offsets.data()));
   auto work = [&](int thread) {
     auto* scratch = static_cast<std::byte*>(
         std::aligned_alloc(64, (spec.scratch_bytes + 63) / 64 * 64 + 64));
@@ -90,6 +87,22 @@ void launch(KernelLibrary& lib, Case& c, int threads = 1) {
   for (int t = 1; t < threads; ++t) pool.emplace_back(work, t);
   work(0);
   for (auto& t : pool) t.join();
+}
+
+// Runs the product. With a workspace, its end is guarded.
+void launch(KernelLibrary& lib, Case& c, int threads = 1,
+            bool workspace = false) {
+  std::vector<std::byte*> ptrs;
+  for (Buffer& b : c.buffers) ptrs.push_back(b.data());
+  ptrs.push_back(reinterpret_cast<std::byte*>(c.offsets.data()));
+  MatmulKernels k =
+      matmul_kernels(c.desc, lib.target(), workspace ? int(ptrs.size()) : -1);
+  CHECK((workspace || k.launches.size() == 1));
+  std::vector<std::byte> room(k.workspace_bytes + 128, std::byte{0x7f});
+  ptrs.push_back(room.data() + (64 - uintptr_t(room.data()) % 64) % 64);
+  for (const KernelSpec& spec : k.launches) run(lib, spec, ptrs, threads);
+  for (int i = 0; i < 64; ++i)
+    CHECK(ptrs.back()[k.workspace_bytes + i] == std::byte{0x7f});
 }
 
 double error_of(double got, double want) {
@@ -142,6 +155,34 @@ TEST_CASE("random sizes and forms agree with double, guards stay") {
       CAPTURE(k);
       CAPTURE(round);
       CHECK(plain_error(c, before) < 2e-5);
+      for (Buffer& b : c.buffers) CHECK(b.guards_intact());
+    }
+  }
+}
+
+TEST_CASE("operands packed before agree with double and between threads") {
+  for (const Target& t : test_targets()) {
+    KernelLibrary lib(t, "");
+    Random r{77};
+    for (int round = 0; round < 8; ++round) {
+      const bool ta = round & 1, tb = round & 2;
+      int64_t m = r.size(193, 300), n = r.size(20, 200), k = r.size(3, 90);
+      if (round >= 4) m = r.size(60, 300), k += 2100;  // several k blocks
+      Case c = plain_case(r, m, n, k, ta, tb);
+      Buffer before = c.buffers[2];
+      CAPTURE(t.level);
+      CAPTURE(m);
+      CAPTURE(n);
+      CAPTURE(k);
+      CAPTURE(round);
+      Case two = c;
+      launch(lib, c, 1, true);
+      launch(lib, two, 2, true);
+      CHECK(plain_error(c, before) < 2e-5);
+      CHECK(c.buffers[2].bytes == two.buffers[2].bytes);
+      // the same sums in the same order without a workspace
+      launch(lib, two, 1, false);
+      CHECK(c.buffers[2].bytes == two.buffers[2].bytes);
       for (Buffer& b : c.buffers) CHECK(b.guards_intact());
     }
   }

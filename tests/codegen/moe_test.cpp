@@ -35,7 +35,7 @@ struct Problem {
     f[B::BiasDown] = random_floats(e * d, 9);
     auto unset = [&](B b, int64_t count) { f[b].assign(count, NAN); };
     unset(B::Saved, s.saved()), unset(B::DHidden, s.saved());
-    unset(B::Activated, s.panels() * n * 32), unset(B::Rows, slots * d);
+    unset(B::Activated, s.padded_slots() * n), unset(B::Rows, slots * d);
     unset(B::SlotWeights, slots);
     unset(B::Y, s.tokens * d), unset(B::Dx, s.tokens * d);
     unset(B::DWeights, slots);
