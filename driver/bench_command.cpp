@@ -2,10 +2,9 @@
 #include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>
 
-#include "codegen/cpu/attention_bench.h"
 #include "codegen/cpu/jit.h"
-#include "codegen/cpu/matmul_bench.h"
 #include "codegen/cpu/peak.h"
+#include "driver/bench_kernels.h"
 #include "driver/commands.h"
 #include "driver/common.h"
 #include "driver/tokenizer_command.h"
@@ -87,85 +86,6 @@ void add_peak(CLI::App& bench) {
   c->callback([json] { run_peak(*json); });
 }
 
-struct OpsOptions {
-  std::string dtype = "f32", only;
-  double seconds = 0.2;
-  bool json = false;
-};
-
-void run_ops(const OpsOptions& o) {
-  KernelLibrary library(host_target());
-  auto all = nlohmann::ordered_json::array();
-  if (!o.json)
-    fmt::print("matmul, one thread; share of the {} peak of the same run\n",
-               o.dtype);
-  for (const MatmulShape& shape : bench_matmul_shapes(o.dtype == "bf16")) {
-    if (matmul_name(shape).find(o.only) == std::string::npos) continue;
-    MatmulRow r = bench_matmul(library, shape, o.seconds);
-    if (o.json) {
-      all.push_back({{"name", r.name},
-                     {"gflops", r.gflops},
-                     {"peak_fraction", r.share},
-                     {"tasks", r.tasks},
-                     {"task_us", r.task_us}});
-      continue;
-    }
-    fmt::print("{:28} {:7.1f} GFLOP/s {:5.1f} %  {:4} tasks of {:.1f} us\n",
-               r.name, r.gflops, 100 * r.share, r.tasks, r.task_us);
-  }
-  if (o.json)
-    fmt::print(
-        "{}\n",
-        nlohmann::ordered_json{{"dtype", o.dtype}, {"matmul", all}}.dump());
-}
-
-void run_attention(const OpsOptions& o) {
-  KernelLibrary library(host_target());
-  auto all = nlohmann::ordered_json::array();
-  if (!o.json)
-    fmt::print(
-        "attention, one thread; share of the {} peak of the same run\n"
-        "{:36} {:>20}  {:>20}\n",
-        o.dtype, "", "forward", "backward");
-  for (const AttentionSpec& s : bench_attention_shapes(o.dtype == "bf16")) {
-    if (attention_name(s).find(o.only) == std::string::npos) continue;
-    AttentionRow r = bench_attention(library, s, o.seconds);
-    if (o.json) {
-      all.push_back({{"name", r.name},
-                     {"forward_gflops", r.forward / 1e9},
-                     {"forward_peak_fraction", r.forward / r.peak},
-                     {"forward_tasks", r.forward_tasks},
-                     {"backward_gflops", r.backward / 1e9},
-                     {"backward_peak_fraction", r.backward / r.peak},
-                     {"backward_tasks", r.backward_tasks}});
-      continue;
-    }
-    auto rate = [&](double flops) {
-      return fmt::format("{:6.0f} GFLOP/s {:4.1f} %", flops / 1e9,
-                         100 * flops / r.peak);
-    };
-    fmt::print("{:36} {:>20}  {:>20}\n", r.name, rate(r.forward),
-               rate(r.backward));
-  }
-  if (o.json)
-    fmt::print(
-        "{}\n",
-        nlohmann::ordered_json{{"dtype", o.dtype}, {"attention", all}}.dump());
-}
-
-void add_kernels(CLI::App& bench, const char* name, const char* what,
-                 void (*run)(const OpsOptions&)) {
-  auto o = std::make_shared<OpsOptions>();
-  auto* c = bench.add_subcommand(name, what);
-  c->add_option("--dtype", o->dtype, "f32 or bf16")
-      ->check(CLI::IsMember({"f32", "bf16"}));
-  c->add_option("--only", o->only, "Shapes whose name contains this");
-  c->add_option("--seconds", o->seconds, "Time spent on each shape")
-      ->check(CLI::Range(0.0, 600.0));
-  c->add_flag("--json", o->json, "One JSON object as the last line of stdout");
-  c->callback([o, run] { run(*o); });
-}
-
 struct GenerateFlags : RunFlags {
   std::string config, dtype;
   i64 prompt = 128, tokens = 64;
@@ -215,9 +135,9 @@ void add_bench_command(CLI::App& app) {
   bench->require_subcommand(1);
   add_train(*bench);
   add_peak(*bench);
-  add_kernels(*bench, "ops", "Matrix products by shape and form", run_ops);
-  add_kernels(*bench, "attention", "Attention, forward and backward",
-              run_attention);
+  add_bench_ops(*bench);
+  add_bench_attention(*bench);
+  add_bench_moe(*bench);
   add_generate(*bench);
   add_bench_tokenizer(*bench);
 }

@@ -6,7 +6,7 @@
 #include <cstring>
 #include <random>
 
-#include "codegen/cpu/kernel_timer.h"
+#include "codegen/cpu/jit.h"
 
 namespace moec {
 
@@ -89,8 +89,8 @@ std::vector<AttentionSpec> bench_attention_shapes(bool bf16) {
   return all;
 }
 
-AttentionRow bench_attention(KernelLibrary& lib, const AttentionSpec& s,
-                             double seconds) {
+std::vector<BenchRow> bench_attention(KernelLibrary& lib,
+                                      const AttentionSpec& s, double seconds) {
   const int64_t nq = s.batch * s.heads * s.q_len,
                 nk = s.batch * s.kv_heads * s.k_len;
   const int64_t width = s.bf16 ? 2 : 4;
@@ -103,9 +103,9 @@ AttentionRow bench_attention(KernelLibrary& lib, const AttentionSpec& s,
       dv(nk * s.value_dim * width);
   Memory packed(s.bf16 ? attention_packed_bytes(s) : 0);
   uint32_t key[2] = {1, 2};
-  std::vector<TimedKernel> kernels;
+  std::vector<BoundLaunch> forward;
   if (s.bf16)
-    kernels.push_back(
+    forward.push_back(
         {attention_pack(s, lib.target()), {k.data(), v.data(), packed.data()}});
   auto with_key = [&](std::vector<std::byte*> in,
                       std::initializer_list<Memory*> out) {
@@ -113,25 +113,24 @@ AttentionRow bench_attention(KernelLibrary& lib, const AttentionSpec& s,
     for (Memory* m : out) in.push_back(m->data());
     return in;
   };
-  kernels.push_back(
+  forward.push_back(
       {attention_forward(s, lib.target()),
        with_key({q.data(), k.data(), v.data()}, {&o, &lse, &packed})});
-  kernels.push_back({attention_backward(s, lib.target()),
-                     with_key({q.data(), k.data(), v.data(), o.data(),
-                               lse.data(), dout.data()},
-                              {&dq, &dk, &dv})});
-  AttentionRow r;
-  r.name = attention_name(s);
-  r.peak = time_kernels(lib, kernels, s.bf16, seconds);
+  const BoundLaunch backward = {
+      attention_backward(s, lib.target()),
+      with_key({q.data(), k.data(), v.data(), o.data(), lse.data(),
+                dout.data()},
+               {&dq, &dk, &dv})};
   double pairs = s.causal && !s.window ? double(s.q_len) * double(s.k_len) / 2
                                        : attention_pairs(s);
   double flops =
       2 * pairs * double(s.batch * s.heads) * double(s.dim + s.value_dim);
-  const TimedKernel &back = kernels.back(), &front = kernels[s.bf16];
-  r.forward = flops / (front.seconds + (s.bf16 ? kernels[0].seconds : 0));
-  r.backward = 2.5 * flops / back.seconds;
-  r.forward_tasks = front.spec.tasks, r.backward_tasks = back.spec.tasks;
-  return r;
+  const std::string name = attention_name(s);
+  std::vector<BenchRow> rows = {
+      time_launches(lib, name + " forward", forward, s.bf16, seconds),
+      time_launches(lib, name + " backward", {&backward, 1}, s.bf16, seconds)};
+  rows[0].flops = flops, rows[1].flops = 2.5 * flops;
+  return rows;
 }
 
 }  // namespace moec

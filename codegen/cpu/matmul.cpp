@@ -98,8 +98,11 @@ MatmulPlan plan_matmul(const MatmulDesc& d, const Target& t, int workspace) {
                (d.b.row_stride * p.block_k * 4 <= 64 << 10 || m < 48);
   const bool can_pack = workspace >= 0 && !d.bf16 && p.batch == 1 &&
                         d.group == MatmulGroup::None && d.k > 0;
-  // More rows than a task would have with a panel of its own.
-  p.workspace_b = can_pack && !p.direct_b && m > 192;
+  // Where one task cannot have all rows and pack its own panel.
+  const double column = 2.0 * double(m * p.panel) * double(k);
+  const bool whole_columns =
+      m <= 512 && column < 2.5 * kTaskFlops && n >= kMinTasks * p.panel;
+  p.workspace_b = can_pack && !p.direct_b && m > 192 && !whole_columns;
   // Columns of A far apart defeat caches and prefetchers.
   p.workspace_a = can_pack && d.a.row_stride == 1 && d.a.col_stride > 1 &&
                   t.lanes % tall == 0 && m >= tall && n > p.panel &&
@@ -126,6 +129,7 @@ MatmulPlan plan_matmul(const MatmulDesc& d, const Target& t, int workspace) {
     rows = 1.6 * goal / (2.0 * double(p.block_n) * double(k));
     p.block_m = std::clamp<int64_t>(int64_t(rows), 32, 512);
   }
+  if (can_pack && whole_columns) p.block_m = m;
   p.block_m = std::min(p.block_m, m);
   if (!packs_a && !by_rows && !p.workspace_b && p.block_m < 512 && m >= 1024) {
     p.block_m = 512;

@@ -4,11 +4,9 @@
 
 #include <algorithm>
 #include <cstring>
-#include <memory>
 
 #include "codegen/cpu/jit.h"
 #include "codegen/cpu/matmul.h"
-#include "codegen/cpu/peak.h"
 
 namespace moec {
 
@@ -33,18 +31,18 @@ MatmulDesc describe(const MatmulShape& s) {
   return d;
 }
 
-// 64-byte aligned, small values of both signs in the dtype.
-std::vector<std::byte> filled(int64_t elements, bool bf16) {
-  std::vector<std::byte> v(elements * (bf16 ? 2 : 4) + 64);
+// Small values of both signs in the dtype.
+Buffer filled(int64_t elements, bool bf16) {
+  Buffer v(elements * (bf16 ? 2 : 4) + 64);
   uint32_t x = 12345;
   for (int64_t k = 0; k < elements; ++k) {
     x = x * 1664525 + 1013904223;
     float f = float(int32_t(x) >> 8) * 1e-7f;
     uint16_t h = f32_to_bf16(f);
     if (bf16)
-      std::memcpy(&v[2 * k], &h, 2);
+      std::memcpy(v.data() + 2 * k, &h, 2);
     else
-      std::memcpy(&v[4 * k], &f, 4);
+      std::memcpy(v.data() + 4 * k, &f, 4);
   }
   return v;
 }
@@ -88,59 +86,25 @@ std::vector<MatmulShape> bench_matmul_shapes(bool bf16) {
   return all;
 }
 
-MatmulRow bench_matmul(KernelLibrary& lib, const MatmulShape& s,
-                       double seconds) {
+BenchRow bench_matmul(KernelLibrary& lib, const MatmulShape& s,
+                      double seconds) {
   const MatmulDesc d = describe(s);
-  const KernelSpec spec = matmul_kernel(d, lib.target());
   const int64_t groups = std::max<int64_t>(s.experts, 1);
-  auto a = filled(s.m * s.k * s.batch, s.bf16);
-  auto b = filled(s.k * s.n * s.batch * (s.trans_a ? 1 : groups), s.bf16);
-  auto c = filled(s.m * s.n * s.batch * (s.trans_a ? groups : 1), s.bf16);
+  Buffer a = filled(s.m * s.k * s.batch, s.bf16);
+  Buffer b = filled(s.k * s.n * s.batch * (s.trans_a ? 1 : groups), s.bf16);
+  Buffer c = filled(s.m * s.n * s.batch * (s.trans_a ? groups : 1), s.bf16);
   std::vector<int32_t> offsets(groups + 1);
   const int64_t rows = s.trans_a ? s.k : s.m;
   for (int64_t e = 0; e <= groups; ++e) offsets[e] = int32_t(rows * e / groups);
-  auto aligned = [](std::vector<std::byte>& v) {
-    auto at = (reinterpret_cast<uintptr_t>(v.data()) + 63) / 64 * 64;
-    return reinterpret_cast<std::byte*>(at);
-  };
-  std::vector<std::byte> scratch(spec.scratch_bytes + 64);
-  std::byte* buffers[] = {a.data(), b.data(), c.data(),
-                          reinterpret_cast<std::byte*>(offsets.data())};
-  KernelFn fn = lib.get(spec);
-  // Slices of tasks are timed apart and the best of each is added up: other
-  // load on the machine rarely spares a whole launch.
-  int repeat = 1;
-  int64_t slice = spec.tasks;
-  auto time = [&](int64_t from, int64_t to) {
-    double start = thread_seconds();
-    for (int r = 0; r < repeat; ++r)
-      for (int64_t t = from; t < to; ++t) fn(buffers, t, aligned(scratch));
-    return (thread_seconds() - start) / repeat;
-  };
-  time(0, spec.tasks);
-  const double whole = std::max(time(0, spec.tasks), 1e-7);
-  slice = std::max<int64_t>(1, int64_t(0.4e-3 / whole * double(spec.tasks)));
-  repeat = std::max(1, int(0.4e-3 / whole));
-  std::vector<double> best((spec.tasks + slice - 1) / slice, 1e9);
-  double spent = 0, peak = 0;
-  for (int round = 0; round < 5 || spent < seconds; ++round) {
-    if (round % 8 == 0)
-      peak = std::max(peak, measure_flops(lib, s.bf16, 0.002));
-    for (size_t i = 0; i < best.size(); ++i) {
-      int64_t from = int64_t(i) * slice;
-      double took = time(from, std::min(from + slice, spec.tasks));
-      best[i] = std::min(best[i], took), spent += took * repeat;
-    }
-  }
-  double total = 0;
-  for (double b : best) total += b;
-  MatmulRow r;
-  r.name = matmul_name(s);
-  r.gflops = spec.flops / total * 1e-9;
-  r.share = spec.flops / total / peak;
-  r.tasks = spec.tasks;
-  r.task_us = total / double(spec.tasks) * 1e6;
-  return r;
+  MatmulKernels k = matmul_kernels(d, lib.target(), 4);
+  Buffer workspace(k.workspace_bytes + 64);
+  std::vector<BoundLaunch> launches;
+  for (KernelSpec& spec : k.launches)
+    launches.push_back(
+        {std::move(spec),
+         {a.data(), b.data(), c.data(),
+          reinterpret_cast<std::byte*>(offsets.data()), workspace.data()}});
+  return time_launches(lib, matmul_name(s), launches, s.bf16, seconds);
 }
 
 }  // namespace moec

@@ -5,17 +5,9 @@
 #include <string>
 #include <vector>
 
+#include "codegen/cpu/kernel_bench.h"
+
 namespace moec {
-
-class KernelLibrary;
-
-struct MatmulRow {
-  std::string name;    // "512x512x512 NT"
-  double gflops = 0;   // one thread, best of several
-  double share = 0;    // of the peak of the operands' dtype
-  int64_t tasks = 0;   // tasks of the launch
-  double task_us = 0;  // mean time of a task
-};
 
 struct MatmulShape {
   int64_t m, n, k;
@@ -31,7 +23,6 @@ std::string matmul_name(const MatmulShape&);
 std::vector<MatmulShape> bench_matmul_shapes(bool bf16);
 
 // Spends about `seconds` on the shape.
-MatmulRow bench_matmul(KernelLibrary&, const MatmulShape&,
-                       double seconds = 0.2);
+BenchRow bench_matmul(KernelLibrary&, const MatmulShape&, double seconds);
 
 }  // namespace moec

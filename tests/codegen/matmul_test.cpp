@@ -167,7 +167,7 @@ TEST_CASE("operands packed before agree with double and between threads") {
     for (int round = 0; round < 8; ++round) {
       const bool ta = round & 1, tb = round & 2;
       int64_t m = r.size(193, 300), n = r.size(20, 200), k = r.size(3, 90);
-      if (round >= 4) m = r.size(60, 300), k += 2100;  // several k blocks
+      if (round >= 4) m = r.size(60, 300), k += 1100;  // several k blocks
       Case c = plain_case(r, m, n, k, ta, tb);
       Buffer before = c.buffers[2];
       CAPTURE(t.level);

@@ -1,0 +1,132 @@
+#include "codegen/cpu/kernel_bench.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "codegen/cpu/emit.h"
+#include "codegen/cpu/jit.h"
+#include "codegen/cpu/peak.h"
+
+namespace moec {
+
+namespace {
+
+// A slice is far longer than the clock's jitter.
+constexpr double kSlice = 0.4e-3;
+
+struct Slice {
+  KernelFn fn;
+  std::byte* const* buffers;
+  int64_t from, to;
+  double best = 1e9;
+};
+
+}  // namespace
+
+BenchRow time_launches(KernelLibrary& lib, std::string name,
+                       std::span<const BoundLaunch> launches, bool bf16,
+                       double seconds) {
+  BenchRow row;
+  row.name = std::move(name);
+  int64_t scratch_bytes = 64;
+  std::vector<KernelSpec> specs;
+  for (const BoundLaunch& l : launches) {
+    specs.push_back(l.spec);
+    row.flops += l.spec.flops, row.bytes += l.spec.bytes;
+    row.tasks += l.spec.tasks;
+    scratch_bytes = std::max(scratch_bytes, l.spec.scratch_bytes);
+  }
+  const std::vector<KernelFn> fns = lib.get(specs);
+  Buffer scratch(scratch_bytes);
+  auto time = [&](const Slice& s) {
+    double start = thread_seconds();
+    for (int64_t t = s.from; t < s.to; ++t) s.fn(s.buffers, t, scratch.data());
+    return thread_seconds() - start;
+  };
+  // a first run warms up, a second one says how to cut
+  std::vector<Slice> slices;
+  double whole = 0;
+  for (bool warm : {false, true})
+    for (size_t i = 0; i < launches.size(); ++i) {
+      const int64_t tasks = launches[i].spec.tasks;
+      Slice s{fns[i], launches[i].buffers.data(), 0, tasks};
+      double took = std::max(time(s), 1e-9);
+      if (!warm) continue;
+      whole += took;
+      auto step = std::max<int64_t>(1, int64_t(kSlice / took * double(tasks)));
+      for (int64_t t = 0; t < tasks; t += step) {
+        s.from = t, s.to = std::min(t + step, tasks);
+        slices.push_back(s);
+      }
+    }
+  // a run below a slice's length is repeated as a whole
+  const int repeat = int(kSlice / whole);
+  double spent = 0, best = 1e9;
+  for (int round = 0; round < 5 || spent < seconds; ++round) {
+    if (round % 8 == 0)
+      row.peak = std::max(row.peak, measure_flops(lib, bf16, 0.002));
+    if (repeat > 1) {
+      double start = thread_seconds();
+      for (int r = 0; r < repeat; ++r)
+        for (const Slice& s : slices)
+          for (int64_t t = s.from; t < s.to; ++t)
+            s.fn(s.buffers, t, scratch.data());
+      double took = thread_seconds() - start;
+      best = std::min(best, took / repeat), spent += took;
+      continue;
+    }
+    for (Slice& s : slices) {
+      double took = time(s);
+      s.best = std::min(s.best, took), spent += took;
+    }
+  }
+  if (repeat <= 1) {
+    best = 0;
+    for (const Slice& s : slices) best += s.best;
+  }
+  row.seconds = best;
+  return row;
+}
+
+double measure_stream(KernelLibrary& lib, int reads, int writes, int64_t bytes,
+                      double seconds) {
+  constexpr int64_t kTask = 64 << 10;  // elements
+  const int64_t n = std::max<int64_t>(bytes / 4, 256) / 64 * 64;
+  std::vector<Buffer> memory;
+  BoundLaunch l;
+  for (int i = 0; i < reads; ++i) {
+    memory.emplace_back(n * 4);
+    std::ranges::fill(memory.back().as<float>(), 1.0f);  // touched
+    l.buffers.push_back(memory.back().data());
+  }
+  l.spec.key = fmt::format("stream {} reads {} writes of {}", reads, writes, n);
+  l.spec.tasks = (n + kTask - 1) / kTask;
+  l.spec.bytes = 4.0 * double(n) * (reads + writes);
+  l.spec.emit = [reads, writes, n](Emit& e) {
+    V from = e.mul(e.task(), kTask);
+    V to = e.min(e.add(from, kTask), e.i(n));
+    const int L = e.lanes(), unroll = 4;
+    Vs sums(unroll, e.zero(Ty::F32, 0));
+    sums = e.loop(from, to, unroll * L, sums, [&](V k, Vs s) {
+      for (int u = 0; u < unroll; ++u) {
+        V at = e.add(k, u * L), sum = nullptr;
+        for (int i = 0; i < reads; ++i) {
+          V x = e.vload_aligned(DType::F32, e.at(e.buffer(i), at));
+          sum = sum ? e.add(sum, x) : x;
+        }
+        for (int i = 0; i < writes; ++i)
+          e.vstore_aligned(DType::F32, sum, e.at(e.buffer(i), at));
+        if (!writes) s[u] = e.add(s[u], sum);
+      }
+      return s;
+    });
+    // a stream of reads alone must not vanish
+    V sum = e.add(e.add(sums[0], sums[1]), e.add(sums[2], sums[3]));
+    e.vstore(DType::F32, sum, e.scratch());
+  };
+  BenchRow row = time_launches(lib, "", {&l, 1}, false, seconds);
+  return row.bytes / row.seconds;
+}
+
+}  // namespace moec

@@ -1,0 +1,46 @@
+// Measuring kernels on one thread, as shares of what the machine can do,
+// measured in the same run: the common part of every `moec bench` of kernels.
+#pragma once
+#include <span>
+#include <string>
+#include <vector>
+
+#include "codegen/cpu/kernel.h"
+#include "runtime/buffer.h"
+
+namespace moec {
+
+class KernelLibrary;
+
+// A launch with its memory.
+struct BoundLaunch {
+  KernelSpec spec;
+  std::vector<std::byte*> buffers;
+};
+
+// One line of a table.
+struct BenchRow {
+  std::string name;
+  double seconds = 0;           // of one run on one thread
+  double flops = 0, bytes = 0;  // of one run
+  double peak = 0;    // FLOP/s that the dtype has here; 0: not bound by it
+  double stream = 0;  // bytes/s of a stream of the same pattern; 0: none
+  int64_t tasks = 0;
+
+  double peak_share() const { return peak ? flops / seconds / peak : 0; }
+  double stream_share() const { return stream ? bytes / seconds / stream : 0; }
+};
+
+// Runs the launches in order, spending about `seconds`; CPU time of the
+// thread. Slices of a launch's tasks are timed apart and the best of each is
+// added up: other load on the machine rarely spares a whole run. The peak is
+// measured in between. Sets seconds, flops, bytes, peak and tasks.
+BenchRow time_launches(KernelLibrary&, std::string name,
+                       std::span<const BoundLaunch>, bool bf16, double seconds);
+
+// Bytes/s of a loop over `reads` arrays of f32, `writes` of which are written
+// in place, each of `bytes`, without any arithmetic worth the name.
+double measure_stream(KernelLibrary&, int reads, int writes, int64_t bytes,
+                      double seconds);
+
+}  // namespace moec
