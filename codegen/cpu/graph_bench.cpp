@@ -61,17 +61,22 @@ struct GraphBench::Impl {
       memory[v] = std::make_shared<Buffer>(std::max<i64>(v.type().bytes(), 64));
   }
 
+  void share(Value v, Value with) {
+    std::shared_ptr<Buffer> m = memory.at(with);
+    memory[v] = std::move(m);
+  }
+
   void share_outputs() {
     for (size_t i = 0; i < graph->output_names.size(); ++i)
       for (Node* a : graph->args())
         if (a->names[0] == graph->output_names[i])
-          memory[graph->outputs()[i]] = memory.at(a->result());
+          share(graph->outputs()[i], a->result());
   }
 
   void add(Node& n) {
     Lowered low = lower_cpu(n, library.target());
     if (low.launches.empty()) {  // another name for its operand's memory
-      memory[n.result()] = memory.at(n.operand(0));
+      share(n.result(), n.operand(0));
       return;
     }
     for (int r = 0; r < n.num_results(); ++r) place(n.result(r));
