@@ -116,11 +116,10 @@ std::vector<BenchRow> bench_attention(KernelLibrary& lib,
   forward.push_back(
       {attention_forward(s, lib.target()),
        with_key({q.data(), k.data(), v.data()}, {&o, &lse, &packed})});
-  const BoundLaunch backward = {
-      attention_backward(s, lib.target()),
-      with_key({q.data(), k.data(), v.data(), o.data(), lse.data(),
-                dout.data()},
-               {&dq, &dk, &dv})};
+  const BoundLaunch backward = {attention_backward(s, lib.target()),
+                                with_key({q.data(), k.data(), v.data(),
+                                          o.data(), lse.data(), dout.data()},
+                                         {&dq, &dk, &dv})};
   double pairs = s.causal && !s.window ? double(s.q_len) * double(s.k_len) / 2
                                        : attention_pairs(s);
   double flops =

@@ -100,8 +100,9 @@ void emit_cross_entropy_logits(Emit& e, const Chunk& c) {
       if (c.spec.bias)
         for (int i = 0; i < vectors * rows; ++i)
           x[i] = e.splat(e.load(DType::F32, e.at(a[1], i / vectors)));
-      x = tile_product(e, t, x, {{a[0], d, 1}}, a[2], panel, e.i(d), nullptr,
-                       {{a[5], e.i(16)}});
+      x = tile_product(
+          e, t, x, {{a[0], d, 1}}, a[2], panel, e.i(d), nullptr,
+          {{a[5], e.i(16)}, {a[3], e.i(spread(rows * panel, d)), 3, true}});
       for (int j = 0; j < vectors; ++j) {
         V p = e.at(a[4], j * L);
         V row = e.vload(DType::F32, p);
@@ -275,16 +276,19 @@ void emit_cross_entropy_dw(Emit& e, const Chunk& c, bool first_chunk) {
         V to = e.at(a[2], col);
         Vs sums = first_chunk ? zero_tile(e, t) : load_tile(e, t, to, d, mask);
         const size_t count = sums.size();
-        sums.insert(sums.end(), {a[0], e.at(a[1], col)});
+        sums.insert(sums.end(), {a[0], e.at(a[1], col), to});
         auto product = [&](const Vs& x, int64_t steps) {
-          return tile_product(e, t, Vs(x.begin(), x.begin() + count),
-                              {{x[count], panel, 1}}, x[count + 1], d,
-                              e.i(steps), mask);
+          // a row of dW for each panel, owned when it is stored
+          return tile_product(
+              e, t, Vs(x.begin(), x.begin() + count), {{x[count], panel, 1}},
+              x[count + 1], d, e.i(steps), mask,
+              {{x[count + 2], e.i(spread(t.lanes(), panel)), 3, true}});
         };
         sums = e.loop(e.i(0), e.i(c.count / panel), 1, sums, [&](V, Vs x) {
           Vs next = product(x, panel);
           next.push_back(e.at(x[count], panel_size));
           next.push_back(e.at(x[count + 1], panel * d));
+          next.push_back(e.at(x[count + 2], d));
           return next;
         });
         if (c.count % panel) sums = product(sums, c.count % panel);
@@ -336,13 +340,14 @@ void emit_cross_entropy_dx(Emit& e, const Chunk& c) {
   auto dx_of = [&](V p) { return e.at(xt, e.mul(p, d * panel)); };
   for_panels(e, p0, p1,
              [&](V p) { zero_fill(e, dx_of(p), e.mul(channels, panel)); });
-  // dx(W, logits, Xt, n): Xt += W^T logits over n rows
+  // dx(W, logits, Xt, n, ahead): Xt += W^T logits over n rows
   auto tile_function = [&](int rows) {
-    std::vector<Ty> params = {Ty::Ptr, Ty::Ptr, Ty::Ptr, Ty::I64};
+    std::vector<Ty> params = {Ty::Ptr, Ty::Ptr, Ty::Ptr, Ty::I64, Ty::Ptr};
     return e.define("dx" + std::to_string(rows), params, [&](const Vs& a) {
       LaneTile t{rows, int(panel / L), L};
       Vs sums = load_tile(e, t, a[2], panel);
-      sums = tile_product(e, t, sums, {{a[0], 1, d}}, a[1], panel, a[3]);
+      sums = tile_product(e, t, sums, {{a[0], 1, d}}, a[1], panel, a[3],
+                          nullptr, {{a[4], e.i(d)}});
       store_tile(e, t, sums, a[2], panel);
     });
   };
@@ -350,10 +355,16 @@ void emit_cross_entropy_dx(Emit& e, const Chunk& c) {
     V n = block_rows(e, c, v);
     for_rows(e, channels, Chunk::kChannels, d, R, [&](V i, int rows) {
       V w = e.at(e.buffer(0), e.add(e.mul(v, d), e.add(from, i)));
+      // two tiles fetch a line of the next block's rows, half of them each
+      V number = e.div(i, e.i(R)), half = e.and_(number, e.i(1));
+      V line = e.add(from, e.mul(e.lshr(number, e.i(1)), 2 * R));
+      V row = e.add(e.add(v, c.block), e.mul(half, c.block / 2));
+      V ahead = e.at(e.buffer(0), e.add(e.mul(row, d), line));
       for_panels(e, p0, p1, [&](V p) {
         V from_logits = e.add(e.mul(p, panel_size), e.mul(v, panel));
-        e.call(tile_function(rows), {w, e.at(e.buffer(1), from_logits),
-                                     e.at(dx_of(p), e.mul(i, panel)), n});
+        e.call(tile_function(rows),
+               {w, e.at(e.buffer(1), from_logits),
+                e.at(dx_of(p), e.mul(i, panel)), n, ahead});
       });
     });
   });

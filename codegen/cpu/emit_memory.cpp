@@ -306,6 +306,15 @@ void Emit::prefetch(V p, int locality, bool write) {
 
 // ----------------------------------------------------------------- bf16
 
+V Emit::reciprocal(V x) {
+  auto& b = p_->b;
+  if (!p_->target.avx512 || width(x) != 16) return div(f(1), x);
+  V r = b.CreateIntrinsic(Intrinsic::x86_avx512_rcp14_ps_512, {},
+                          {x, zero(Ty::F32, 16), b.getInt16(0xffff)});
+  // one step of Newton's method doubles the 14 bits
+  return fma(r, fma(neg(x), r, f(1)), r);
+}
+
 V Emit::dpbf16(V acc, V x, V y) {
   auto& b = p_->b;
   if (p_->target.bf16_dot && width(acc) == 16) {

@@ -21,6 +21,11 @@ inline int tile_rows(const Target& t) { return t.registers >= 32 ? 8 : 4; }
 // Tokens of a panel.
 inline int panel_lanes(const Target& t) { return 2 * t.lanes; }
 
+// Whether 512-bit operations run as two halves.
+inline bool splits_512(const Target& t) {
+  return t.avx512 && t.cpu == "znver4";
+}
+
 // Wide panels of tokens, for products whose operands come from L2, which
 // limits tiles of 8 x 2: with 32 registers 8 x 3 load least for a sum.
 inline int wide_vectors(const Target& t) { return t.registers >= 32 ? 3 : 2; }
@@ -42,14 +47,17 @@ Vs load_tile(Emit&, LaneTile, V p, int64_t ld, V mask = nullptr);
 void store_tile(Emit&, LaneTile, const Vs& acc, V p, int64_t ld,
                 V mask = nullptr);
 
-// Lines to fetch to L2 meanwhile, one per two steps, `stride` (i64) elements
-// apart. Spread out so, a stream of weights hides behind the arithmetic; a
-// burst would fill the miss buffers.
+// Lines to fetch meanwhile, one per two steps, `stride` (i64) elements apart. Spread out so, a stream of weights hides
+// behind the arithmetic; a burst would fill the miss buffers.
 struct Prefetch {
   V base, stride;
   int locality = 2;
   bool write = false;
 };
+// The stride that walks over `floats` during `steps` of a product.
+inline int64_t spread(int64_t floats, int64_t steps) {
+  return (2 * floats + steps - 1) / steps;
+}
 
 // acc += A B over `count` steps; b has row stride `ldb`. The groups of `a`
 // share the rows equally. `mask` masks the last column's loads.

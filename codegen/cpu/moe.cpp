@@ -36,8 +36,12 @@ V MoeBuffers::operator()(MoeBuffer b) const {
   return e.buffer(int(it - list.begin()));
 }
 
+int64_t task_slots(const MoeSpec& s) {
+  return std::clamp<int64_t>((512 << 10) / (8 * s.dim) / 48 * 48, 96, 240);
+}
+
 int64_t expert_tasks(const MoeSpec& s) {
-  return s.slots() / kTaskSlots + s.experts;
+  return s.slots() / task_slots(s) + s.experts;
 }
 
 namespace {
@@ -52,6 +56,7 @@ V offset(Emit& e, V offsets, V i) {
 void for_expert_task(Emit& e, const MoeSpec& s, V offsets,
                      const std::function<void(const ExpertTask&)>& body) {
   const int panel = wide_panel(e.target());
+  const int64_t most = task_slots(s);
   auto slots = [&](V expert) {
     V at = e.min(expert, e.i(s.experts - 1));  // in range past the last too
     V first = offset(e, offsets, at);
@@ -60,19 +65,19 @@ void for_expert_task(Emit& e, const MoeSpec& s, V offsets,
   Vs found = e.while_(
       {e.i(0), e.task(), e.i(0)},
       [&](const Vs& c) {
-        V tasks = e.ceil_div(slots(c[0]).second, kTaskSlots);
+        V tasks = e.ceil_div(slots(c[0]).second, most);
         return e.and_(e.lt(c[0], e.i(s.experts)), e.ge(c[1], tasks));
       },
       [&](Vs c) {
         V n = slots(c[0]).second;
-        return Vs{e.add(c[0], 1), e.sub(c[1], e.ceil_div(n, kTaskSlots)),
+        return Vs{e.add(c[0], 1), e.sub(c[1], e.ceil_div(n, most)),
                   e.add(c[2], e.ceil_div(n, panel))};
       });
   e.if_(e.lt(found[0], e.i(s.experts)), [&] {
     auto [first, n] = slots(found[0]);
-    V skip = e.mul(found[1], kTaskSlots);
-    body({found[0], e.add(first, skip), e.min(e.sub(n, skip), e.i(kTaskSlots)),
-          e.add(found[2], e.mul(found[1], kTaskSlots / panel))});
+    V skip = e.mul(found[1], most);
+    body({found[0], e.add(first, skip), e.min(e.sub(n, skip), e.i(most)),
+          e.add(found[2], e.mul(found[1], most / panel))});
   });
 }
 
@@ -90,9 +95,8 @@ ExpertTask whole_expert(Emit& e, const MoeSpec&, V offsets, V expert) {
 void for_lane_tiles(Emit& e, V valid,
                     const std::function<void(LaneTile, int lane)>& f) {
   const int L = e.lanes(), R = tile_rows(e.target());
-  // 256-bit registers have the same rate on half the lanes where 512-bit ones
-  // are split
-  const int half = L >= 16 ? L / 2 : 0;
+  // half the lanes take half the time where 512-bit operations are split
+  const int half = splits_512(e.target()) ? L / 2 : 0;
   // as many whole vectors as needed, and the half where it covers the rest
   std::function<void(int)> cover = [&](int vectors) {
     auto whole = [&] { f({R, vectors, L}, 0); };

@@ -1,5 +1,5 @@
-// Two phases. Per 96 slots of an expert: dA' = W_down^T dO, then dH, the
-// weighted activations, the gradient of the combine weights and dX of each
+// Two phases. Per task_slots() slots of an expert: dA' = W_down^T dO, then dH,
+// the weighted activations, the gradient of the combine weights and dX of each
 // slot. Then, per expert and block of channels, the weights' gradients as one
 // sum over the expert's slots in order.
 #include "codegen/cpu/moe_emit.h"
@@ -15,10 +15,10 @@ using B = MoeBuffer;
 struct Layout {
   int64_t g = 0, x, w, dw, end;
   explicit Layout(const MoeSpec& s)
-      : x(g + kTaskSlots * s.dim),
-        w(x + kTaskSlots * s.dim),
-        dw(w + kTaskSlots),
-        end(dw + kTaskSlots) {}
+      : x(g + task_slots(s) * s.dim),
+        w(x + task_slots(s) * s.dim),
+        dw(w + task_slots(s)),
+        end(dw + task_slots(s)) {}
 };
 
 struct Hidden {
@@ -29,16 +29,27 @@ struct Hidden {
   const int panel = vectors * L, rows = tile_rows(e.target());
   const bool gated = is_gated(s.activation);
 
-  // hidden(W_down, Gt, H, dH, A, w, dw, next, next_down): dA' of some features;
-  // then dw += <dA', A>, dH and A' = w A
+  // hidden(W_down, Gt, H, dH, A, w, dw, next1, stride1, next2, stride2, next3):
+  // dA' of some features; then dw += <dA', A>, dH and A' = w A
   Fn hidden(LaneTile t) {
     std::string name = "hidden" + std::to_string(t.rows) + "_" +
                        std::to_string(t.cols * t.width);
-    const std::vector<Ty> params(9, Ty::Ptr);
+    std::vector<Ty> params(12, Ty::Ptr);
+    params[8] = params[10] = Ty::I64;
     return e.define(name, params, [&, t](const Vs& a) {
+      // weights, and what the activations read and write
+      std::vector<Prefetch> ahead = {
+          {a[7], a[8]}, {a[9], a[10]}, {a[11], e.i(16)}};
+      V lines = e.i(spread(t.rows * panel, s.dim));
+      ahead.push_back({a[2], lines});
+      ahead.push_back({a[3], lines, 3, true});
+      ahead.push_back({a[4], lines, 3, true});
+      if (gated) {
+        ahead.push_back({e.at(a[2], s.hidden * panel), lines});
+        ahead.push_back({e.at(a[3], s.hidden * panel), lines, 3, true});
+      }
       Vs c = tile_product(e, t, zero_tile(e, t), {{a[0], 1, s.hidden}}, a[1],
-                          panel, e.i(s.dim), nullptr,
-                          {{a[7], e.i(16)}, {a[8], e.i(s.hidden)}});
+                          panel, e.i(s.dim), nullptr, ahead);
       for (int j = 0; j < t.cols; ++j) {
         auto load = [&](V base, int64_t at) {
           return e.vload(DType::F32, e.at(base, at + j * t.width), nullptr,
@@ -131,7 +142,7 @@ struct Hidden {
       start(t, first, valid, to, e.at(part(at.w), first),
             e.at(part(at.dw), first));
     });
-    zero_fill(e, part(at.x), e.i(kTaskSlots * s.dim));
+    zero_fill(e, part(at.x), e.i(task_slots(s) * s.dim));
 
     e.loop(e.i(0), e.i(s.hidden), kFeatureBlock, [&](V f) {
       V n = e.min(e.sub(e.i(s.hidden), f), e.i(kFeatureBlock));
@@ -140,13 +151,23 @@ struct Hidden {
         // meanwhile the rows of W_up and W_gate of this block, and half a
         // column of lines of the next block of W_down
         V w = e.mul(at_f, s.dim), number = e.div(i, e.i(rows));
-        V line = e.mul(e.and_(e.lshr(number, e.i(1)), e.i(3)), 16);
+        V line = e.and_(e.lshr(number, e.i(1)), e.i(kFeatureBlock / 16 - 1));
+        line = e.mul(line, 16);
         V row = e.mul(e.and_(number, e.i(1)), s.dim / 2 * s.hidden);
         V next_down =
             e.at(w_down, e.add(e.add(f, kFeatureBlock), e.add(line, row)));
+        V next_up = e.at(w_up, w), next_gate = e.at(w_gate, w);
+        V one = e.le(t.count, e.i(panel)), many = e.gt(t.count, e.i(2 * panel));
         for_panels([&](V first, V valid) {
-          V odd = e.eq(first, e.i(0));
-          V next = e.select(odd, e.at(w_up, w), e.at(w_gate, w));
+          // a stream for each panel, as far as there are so many
+          V is_first = e.eq(first, e.i(0)), second = e.eq(first, e.i(panel));
+          V rows = e.or_(is_first, second);
+          V weights_of = e.select(is_first, next_up, next_gate);
+          V next1 = e.select(rows, weights_of, next_down);
+          V stride1 = e.select(rows, e.i(16), e.i(s.hidden));
+          V next2 = e.select(many, next1, next_down);
+          V stride2 = e.select(many, stride1, e.i(s.hidden));
+          V next3 = e.select(one, next_gate, weights_of);
           V g = e.at(part(at.g), e.mul(first, s.dim));
           V row = e.mul(first, s.hidden_rows());
           V h = e.at(e.at(saved, row), e.mul(at_f, panel));
@@ -159,7 +180,7 @@ struct Hidden {
             e.call(hidden(t),
                    {e.at(w_down, at_f), e.at(g, lane), e.at(h, lane),
                     e.at(dh, lane), e.at(a, lane), e.at(weights, lane),
-                    e.at(dw, lane), next, next_down});
+                    e.at(dw, lane), next1, stride1, next2, stride2, next3});
           });
         });
       };
@@ -212,7 +233,7 @@ struct Hidden {
 // Most slots gathered at a time; more of an expert's are cut evenly and
 // accumulated. So few that their rows stay near L1 and that each panel of dH is
 // one stream of memory.
-constexpr int64_t kGatheredSlots = 288;  // whole panels on every target
+constexpr int64_t kGatheredSlots = 576;  // whole panels on every target
 
 // Scratch, in f32, for each tile's width of channels of a task: gathered rows
 // [slot][width], and sums of W_down's gradient [feature][width], which is
@@ -270,10 +291,15 @@ struct Weights {
     std::vector<Ty> params = {Ty::Ptr, Ty::Ptr, Ty::Ptr, Ty::I64, Ty::I64};
     return e.define("collect", params, [&](const Vs& a) {
       const Vs masks = masks_of(a[4]);
-      e.loop(e.i(0), a[3], 1, [&](V slot) {
+      auto row_of = [&](V slot) {
         V choice = e.zext(e.load(DType::I32, e.at(a[1], slot)), Ty::I64);
-        V row = e.mul(e.udiv(choice, e.i(s.top_k)), s.dim);
-        V from = e.at(a[0], row), to = e.at(a[2], e.mul(slot, wide));
+        return e.at(a[0], e.mul(e.udiv(choice, e.i(s.top_k)), s.dim));
+      };
+      V last = e.add(a[3], -1);
+      e.loop(e.i(0), a[3], 1, [&](V slot) {
+        V later = row_of(e.min(e.add(slot, 16), last));
+        for (int j = 0; j < vectors; ++j) e.prefetch(e.at(later, j * L));
+        V from = row_of(slot), to = e.at(a[2], e.mul(slot, wide));
         for (int j = 0; j < vectors; ++j)
           e.vstore(DType::F32, e.vload(DType::F32, e.at(from, j * L), masks[j]),
                    e.at(to, j * L));

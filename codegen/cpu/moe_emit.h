@@ -8,8 +8,11 @@
 
 namespace moec {
 
-inline constexpr int64_t kTaskSlots = 96;     // of one expert, per task
-inline constexpr int64_t kFeatureBlock = 64;  // features fused at a time
+inline constexpr int64_t kFeatureBlock = 128;  // features fused at a time
+// Slots of one expert in a task, in whole panels of every target: as many as
+// leave room for the weights in L2 beside rows of inputs and outputs, since
+// each task streams the expert's weights.
+int64_t task_slots(const MoeSpec&);
 
 std::string moe_key(const char* kernel, const MoeSpec&);
 

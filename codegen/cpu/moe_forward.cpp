@@ -11,9 +11,9 @@ using B = MoeBuffer;
 struct Layout {
   int64_t x = 0, y, a, end;
   explicit Layout(const MoeSpec& s)
-      : y(x + kTaskSlots * s.dim),
-        a(y + kTaskSlots * s.dim),
-        end(a + kTaskSlots * kFeatureBlock) {}
+      : y(x + task_slots(s) * s.dim),
+        a(y + task_slots(s) * s.dim),
+        end(a + task_slots(s) * kFeatureBlock) {}
 };
 
 struct Forward {
@@ -42,8 +42,11 @@ struct Forward {
           for (int j = 0; j < t.cols; ++j)
             c[i * t.cols + j] =
                 e.splat(e.load(DType::F32, e.at(a[2 + i / n], i % n)), t.width);
-      c = tile_product(e, t, c, w, a[4], panel, e.i(s.dim), nullptr,
-                       {{a[7], a[9]}, {a[8], a[9]}});
+      std::vector<Prefetch> ahead = {{a[7], a[9]}, {a[8], a[9]}};
+      V lines = e.i(spread(n * panel, s.dim));  // of H, owned when it is stored
+      ahead.push_back({a[5], lines, 3, true});
+      if (gated) ahead.push_back({e.at(a[5], s.hidden * panel), lines, 3, true});
+      c = tile_product(e, t, c, w, a[4], panel, e.i(s.dim), nullptr, ahead);
       for (int i = 0; i < n; ++i)
         for (int j = 0; j < t.cols; ++j) {
           const int64_t to = i * panel + j * t.width;
@@ -116,18 +119,30 @@ struct Forward {
         V at_f = e.add(f, i);
         V w = e.add(weights, e.mul(i, s.dim));
         // one tile fetches the weights after the next, the other one a line
-        // of each row of this block's W_down
+        // of this block of W_down's rows, or where tiles are twice as many, of
+        // half the rows
         V ahead = e.add(w, 2 * features * s.dim);
-        V line = e.and_(e.lshr(i, e.i(1)), e.i(kFeatureBlock / 16 - 1));
-        V odd = e.eq(e.rem(e.div(i, e.i(features)), e.i(2)), e.i(1));
-        V w2 = e.add(f, e.mul(line, 16));
-        V next_up = e.select(odd, e.at(w_down, w2), e.at(w_up, ahead));
-        V next_gate =
-            e.select(odd, e.at(w_down, e.add(w2, s.dim / 2 * s.hidden)),
-                     gated ? e.at(w_gate, ahead)
-                           : e.at(w_up, e.add(ahead, s.dim * features / 2)));
+        V number = e.div(i, e.i(features)), pair = e.lshr(number, e.i(1));
+        V odd = e.eq(e.and_(number, e.i(1)), e.i(1));
+        V line = gated ? e.lshr(pair, e.i(1)) : pair;
+        line = e.mul(e.and_(line, e.i(kFeatureBlock / 16 - 1)), 16);
+        const int64_t half = s.dim / 2 * s.hidden;
+        V down1 = e.at(w_down, e.add(f, line)), down2 = e.at(down1, half);
+        if (gated)
+          down1 = down2 =
+              e.select(e.eq(e.and_(pair, e.i(1)), e.i(1)), down2, down1);
+        V next1 = e.at(w_up, ahead);
+        V next2 = gated ? e.at(w_gate, ahead)
+                        : e.at(w_up, e.add(ahead, s.dim * features / 2));
+        V single = e.le(t.count, e.i(panel));
         V stride = e.select(odd, e.i(s.hidden), e.i(16));
         for_panels([&](V first, V valid) {
+          // one stream at a time where there are panels enough for both
+          V is_first = e.eq(first, e.i(0));
+          V from1 = e.select(is_first, next1, next2);
+          V from2 = e.select(single, next2, from1);
+          V next_up = e.select(odd, down1, from1);
+          V next_gate = e.select(odd, down2, from2);
           V x = e.at(part(at.x), e.mul(first, s.dim));
           V h = e.at(e.at(saved, e.mul(first, s.hidden_rows())),
                      e.mul(at_f, panel));
