@@ -45,7 +45,8 @@ struct Forward {
       std::vector<Prefetch> ahead = {{a[7], a[9]}, {a[8], a[9]}};
       V lines = e.i(spread(n * panel, s.dim));  // of H, owned when it is stored
       ahead.push_back({a[5], lines, 3, true});
-      if (gated) ahead.push_back({e.at(a[5], s.hidden * panel), lines, 3, true});
+      if (gated)
+        ahead.push_back({e.at(a[5], s.hidden * panel), lines, 3, true});
       c = tile_product(e, t, c, w, a[4], panel, e.i(s.dim), nullptr, ahead);
       for (int i = 0; i < n; ++i)
         for (int j = 0; j < t.cols; ++j) {
