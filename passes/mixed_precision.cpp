@@ -1,4 +1,5 @@
-// Matrix products and attention on bf16 operands with f32 sums inside
+// Matrix products, attention and the fused loss on bf16 operands with f32 sums
+// inside
 // (Micikevicius et al., "Mixed Precision Training", ICLR 2018, with bf16's
 // range and so without loss scaling). Weights, optimizer, norms, softmax,
 // losses and the router stay in f32; casts stand at the products and fold into
@@ -23,6 +24,19 @@ bool is_attention(const Node& n) {
   return n.op() == Op::Attention || n.op() == Op::AttentionGrad;
 }
 
+bool is_loss(const Node& n) {
+  return n.op() == Op::LinearCrossEntropy ||
+         n.op() == Op::LinearCrossEntropyGrad ||
+         n.op() == Op::LinearCrossEntropyBoth;
+}
+
+// Statistics and the gradient of a loss are no operands to round.
+bool is_kept(const Node& n, int operand) {
+  if (n.op() == Op::AttentionGrad) return operand == 4;
+  if (n.op() == Op::LinearCrossEntropyGrad) return operand == 3 || operand == 4;
+  return n.op() == Op::LinearCrossEntropyBoth && operand == 3;
+}
+
 // Which expert a token goes to must not hang on rounding, so products that a
 // top_k shares its scope with keep f32, and their gradients, which have the
 // same scope.
@@ -43,9 +57,8 @@ bool mixed_precision(Graph& g, PassContext& ctx) {
   absl::flat_hash_map<Value, Value> rounded;
   bool changed = false;
   for (Node* n : g) {
-    // The statistics of attention are no operand to round.
-    const int kept = n->op() == Op::AttentionGrad ? 4 : -1;
-    if (!(is_product(*n) || (is_attention(*n) && low == DType::BF16)) ||
+    const bool fused = is_attention(*n) || is_loss(*n);
+    if (!(is_product(*n) || (fused && low == DType::BF16)) ||
         n->type(0).dtype != DType::F32 || routers.contains(n->where.scope))
       continue;
     // Rounding a weight for few rows costs more than it saves.
@@ -53,7 +66,8 @@ bool mixed_precision(Graph& g, PassContext& ctx) {
     Builder b(g, n);
     Values operands(n->operands().begin(), n->operands().end());
     for (Value& v : operands) {
-      if (v.type().dtype != DType::F32 || &v - operands.data() == kept)
+      if (v.type().dtype != DType::F32 ||
+          is_kept(*n, int(&v - operands.data())))
         continue;
       Value& r = rounded[v];
       if (!r) r = b.cast(v, low);

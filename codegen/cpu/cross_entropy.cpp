@@ -13,6 +13,9 @@ namespace {
 using B = CrossEntropyBuffer;
 
 constexpr int64_t kLogitsBytes = 12 << 20;  // aimed at; a share of L3
+// In bf16 the sums of the weights' gradient, which each chunk reads and writes,
+// weigh more beside faster products.
+constexpr int64_t kPairBytes = 32 << 20;
 
 const char* mode_name(CrossEntropyMode m) {
   switch (m) {
@@ -26,20 +29,48 @@ const char* mode_name(CrossEntropyMode m) {
 }  // namespace
 
 int64_t CrossEntropySpec::chunk() const {
+  if (bf16) {  // two copies of two bytes
+    int64_t fits = kPairBytes / (4 * vocab) / 32 * 32;
+    return std::min(tokens, std::clamp<int64_t>(fits, 256, 1024));
+  }
   int64_t fits = kLogitsBytes / (4 * vocab) / 48 * 48;  // whole panels
   return std::min(tokens, std::clamp<int64_t>(fits, 144, 960));
 }
 
+std::string cross_entropy_key(const CrossEntropyChunk& c,
+                              const std::string& phase) {
+  const CrossEntropySpec& s = c.spec;
+  return fmt::format("cross_entropy {} {} {} t{} v{} d{}{}", mode_name(s.mode),
+                     phase, s.bf16 ? "bf16" : "f32", c.count, s.vocab, s.dim,
+                     s.bias ? " bias" : "");
+}
+
+std::vector<int64_t> cross_entropy_offsets(const CrossEntropySpec& s,
+                                           const std::vector<B>& buffers,
+                                           int64_t t0) {
+  std::vector<int64_t> offsets;
+  for (B b : buffers) {
+    bool row = b == B::Targets || b == B::Dloss || b == B::Loss || b == B::Lse;
+    bool matrix = b == B::X || b == B::Dx;
+    offsets.push_back(row      ? 4 * t0
+                      : matrix ? (s.bf16 ? 2 : 4) * t0 * s.dim
+                               : 0);
+  }
+  return offsets;
+}
+
 CrossEntropyPlan cross_entropy_plan(const CrossEntropySpec& s,
                                     const Target& target) {
+  if (s.bf16) return cross_entropy_pair_plan(s, target);
   const int64_t panel = wide_panel(target);
   const int64_t chunk = s.chunk();
   const bool grads = s.mode != CrossEntropyMode::Loss;
   CrossEntropyPlan plan;
   CrossEntropyChunk first(s, chunk, panel);
-  if (grads) plan.logits_bytes = 4 * first.padded() * s.vocab;
-  plan.xt_bytes = 4 * first.padded() * s.dim;
-  plan.stats_bytes = 4 * first.stats_size();
+  // any buffer where no logits are kept
+  plan.workspaces = {{B::Logits, grads ? 4 * first.padded() * s.vocab : 0},
+                     {B::Xt, 4 * first.padded() * s.dim},
+                     {B::Stats, 4 * first.stats_size()}};
 
   for (int64_t t0 = 0; t0 < s.tokens; t0 += chunk) {
     const CrossEntropyChunk c(s, std::min(chunk, s.tokens - t0), panel);
@@ -50,20 +81,13 @@ CrossEntropyPlan cross_entropy_plan(const CrossEntropySpec& s,
                    int64_t scratch, double products, double bytes,
                    std::function<void(Emit&)> emit) {
       CrossEntropyLaunch l;
-      l.spec.key = fmt::format("cross_entropy {} {} f32 t{} v{} d{}{}",
-                               mode_name(s.mode), phase, c.count, s.vocab,
-                               s.dim, s.bias ? " bias" : "");
+      l.spec.key = cross_entropy_key(c, phase);
       l.spec.tasks = tasks;
       l.spec.scratch_bytes = scratch;
       l.spec.flops = products * product;
       l.spec.bytes = bytes;
       l.spec.emit = std::move(emit);
-      for (B b : buffers) {
-        bool row =
-            b == B::Targets || b == B::Dloss || b == B::Loss || b == B::Lse;
-        bool matrix = b == B::X || b == B::Dx;
-        l.offsets.push_back(row ? 4 * t0 : matrix ? 4 * t0 * s.dim : 0);
-      }
+      l.offsets = cross_entropy_offsets(s, buffers, t0);
       l.buffers = std::move(buffers);
       plan.launches.push_back(std::move(l));
     };

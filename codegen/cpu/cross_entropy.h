@@ -1,10 +1,11 @@
-// The output projection and its cross entropy in chunks of tokens, on f32: the
-// [tokens, vocab] logits never exist at once. Tokens stand in the vector
-// lanes and W is broadcast from its plain layout, so logits^T, dlogits^T in
-// place, dW += dlogits^T X and dX^T = W^T dlogits^T run from the same two
+// The output projection and its cross entropy in chunks of tokens, on f32 or
+// bf16: the [tokens, vocab] logits never exist at once. Tokens stand in the
+// vector lanes and W is broadcast from its plain layout, so logits^T, dlogits^T
+// in place, dW += dlogits^T X and dX^T = W^T dlogits^T run from the same two
 // buffers, and each logit is exponentiated once.
 #pragma once
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "codegen/cpu/kernel.h"
@@ -22,6 +23,7 @@ struct CrossEntropySpec {
   int64_t tokens = 1, vocab = 1, dim = 1;
   bool bias = false;
   CrossEntropyMode mode = CrossEntropyMode::Both;
+  bool bf16 = false;  // x, w, the bias and their gradients; the rest is f32
 
   int64_t chunk() const;  // tokens of which logits exist at a time
 };
@@ -41,6 +43,12 @@ enum class CrossEntropyBuffer : uint8_t {
   Logits,
   Xt,
   Stats,
+  // And in bf16, the last three for all chunks.
+  XPairs,
+  Pairs,
+  Wt,
+  Sums,
+  BiasSums,
 };
 
 struct CrossEntropyLaunch {
@@ -51,7 +59,7 @@ struct CrossEntropyLaunch {
 
 struct CrossEntropyPlan {
   std::vector<CrossEntropyLaunch> launches;
-  int64_t logits_bytes = 0, xt_bytes = 0, stats_bytes = 0;
+  std::vector<std::pair<CrossEntropyBuffer, int64_t>> workspaces;  // bytes
 };
 
 CrossEntropyPlan cross_entropy_plan(const CrossEntropySpec&, const Target&);

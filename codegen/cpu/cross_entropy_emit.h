@@ -2,6 +2,7 @@
 // cross_entropy.cpp lists them.
 #pragma once
 #include <algorithm>
+#include <string>
 
 #include "codegen/cpu/cross_entropy.h"
 #include "codegen/cpu/lane_tile.h"
@@ -11,15 +12,19 @@ namespace moec {
 struct CrossEntropyChunk {
   CrossEntropySpec spec;
   int64_t count, panel;  // tokens, and how many stand side by side
+  int64_t room;          // tokens of the panels
   int64_t block;         // vocabulary rows of one task
 
   CrossEntropyChunk(const CrossEntropySpec& s, int64_t tokens, int64_t lanes)
-      : spec(s), count(tokens), panel(lanes) {
+      : spec(s),
+        count(tokens),
+        panel(lanes),
+        room((tokens + lanes - 1) / lanes * lanes) {
     // several tasks for small vocabularies too
     block = std::clamp<int64_t>((s.vocab / 8 + 7) / 8 * 8, 8, 128);
   }
-  int64_t panels() const { return (count + panel - 1) / panel; }
-  int64_t padded() const { return panels() * panel; }
+  int64_t panels() const { return room / panel; }
+  int64_t padded() const { return room; }
   int64_t blocks() const { return (spec.vocab + block - 1) / block; }
 
   // Logits are [panel][row][lane]: all rows if they are kept, else a block's.
@@ -42,6 +47,16 @@ struct CrossEntropyChunk {
     return groups * ((spec.dim + kChannels - 1) / kChannels);
   }
 };
+
+// Names of kernels, and bytes into each buffer for the tokens from `t0` on.
+std::string cross_entropy_key(const CrossEntropyChunk&,
+                              const std::string& phase);
+std::vector<int64_t> cross_entropy_offsets(
+    const CrossEntropySpec&, const std::vector<CrossEntropyBuffer>&,
+    int64_t t0);
+
+CrossEntropyPlan cross_entropy_pair_plan(const CrossEntropySpec&,
+                                         const Target&);
 
 void emit_cross_entropy_pack(Emit&, const CrossEntropyChunk&);
 void emit_cross_entropy_rows(Emit&, const CrossEntropyChunk&);

@@ -67,10 +67,14 @@ bool cpu_supports(const Node& n) {
   if (!cpu_lowering(n.op())) return false;
   if (n.op() == Op::CausalMask && n.num_operands() > 1) return false;
   if (n.op() == Op::MoeFfn && is_moe_few(n)) return true;
-  // the fused kernels are written for f32, attention for bf16 too
+  // the fused kernels are written for f32, attention and loss for bf16 too
   bool attention = n.op() == Op::Attention || n.op() == Op::AttentionGrad;
   if (attention && n.operand(0).type().dtype == DType::F16) return false;
-  if (n.op() != Op::Fusion && !attention && has_trait(n, kFused))
+  const bool loss = n.op() == Op::LinearCrossEntropy ||
+                    n.op() == Op::LinearCrossEntropyGrad ||
+                    n.op() == Op::LinearCrossEntropyBoth;
+  if (loss && n.operand(0).type().dtype == DType::F16) return false;
+  if (n.op() != Op::Fusion && !attention && !loss && has_trait(n, kFused))
     for (Value v : n.operands())
       if (is_float(v.type().dtype) && v.type().dtype != DType::F32)
         return false;

@@ -137,7 +137,7 @@ Lowered lower_moe_ffn_grad(const Node& n, const Target& t) {
 
 namespace {
 
-using LossPlaces = std::array<Place, size_t(CrossEntropyBuffer::Stats) + 1>;
+using LossPlaces = std::array<Place, size_t(CrossEntropyBuffer::BiasSums) + 1>;
 
 Lowered loss_launches(const Node& n, const Target& t, CrossEntropyMode mode,
                       int bias, LossPlaces places) {
@@ -145,6 +145,7 @@ Lowered loss_launches(const Node& n, const Target& t, CrossEntropyMode mode,
   CrossEntropySpec s{.tokens = x[0], .vocab = w[0], .dim = x[1]};
   s.mode = mode;
   s.bias = n.num_operands() > bias;
+  s.bf16 = n.operand(0).type().dtype == DType::BF16;
   using B = CrossEntropyBuffer;
   places[size_t(B::X)].buffer = 0, places[size_t(B::W)].buffer = 1;
   places[size_t(B::Targets)].buffer = 2;
@@ -152,9 +153,8 @@ Lowered loss_launches(const Node& n, const Target& t, CrossEntropyMode mode,
   CrossEntropyPlan plan = cross_entropy_plan(s, t);
   const int workspace = n.num_operands() + n.num_results();
   Workspace work;
-  places[size_t(B::Logits)] = {workspace, work.take(plan.logits_bytes)};
-  places[size_t(B::Xt)] = {workspace, work.take(plan.xt_bytes)};
-  places[size_t(B::Stats)] = {workspace, work.take(plan.stats_bytes)};
+  for (auto& [b, bytes] : plan.workspaces)
+    places[size_t(b)] = {workspace, work.take(bytes)};
   Lowered out;
   for (CrossEntropyLaunch& c : plan.launches) {
     LoweredLaunch l;
