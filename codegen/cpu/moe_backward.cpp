@@ -11,14 +11,22 @@ namespace {
 using B = MoeBuffer;
 
 // Scratch, in f32: dO^T and dX^T of the task's panels, combine weights and
-// their gradient.
+// their gradient; a block of features of W_down, then of W_up or W_gate, as
+// [tile][k][rows]: walked down a column in place, each line would come from L2
+// twice, and the tiles a line apart keep off one set of L1.
 struct Layout {
-  int64_t g = 0, x, w, dw, end;
-  explicit Layout(const MoeSpec& s)
+  int64_t g = 0, x, w, dw, packed, end;
+  int64_t down_pitch, back_pitch;
+  Layout(const MoeSpec& s, int rows)
       : x(g + task_slots(s) * s.dim),
         w(x + task_slots(s) * s.dim),
         dw(w + task_slots(s)),
-        end(dw + task_slots(s)) {}
+        packed((dw + task_slots(s) + 15) / 16 * 16),
+        down_pitch(s.dim * rows + 16),
+        back_pitch(kFeatureBlock * rows + 16) {
+    end = packed + std::max(kFeatureBlock / rows * down_pitch,
+                            (s.dim + rows - 1) / rows * back_pitch);
+  }
 };
 
 struct Hidden {
@@ -48,8 +56,8 @@ struct Hidden {
         ahead.push_back({e.at(a[2], s.hidden * panel), lines});
         ahead.push_back({e.at(a[3], s.hidden * panel), lines, 3, true});
       }
-      Vs c = tile_product(e, t, zero_tile(e, t), {{a[0], 1, s.hidden}}, a[1],
-                          panel, e.i(s.dim), nullptr, ahead);
+      Vs c = tile_product(e, t, zero_tile(e, t), {{a[0], 1, rows}}, a[1], panel,
+                          e.i(s.dim), nullptr, ahead);
       for (int j = 0; j < t.cols; ++j) {
         auto load = [&](V base, int64_t at) {
           return e.vload(DType::F32, e.at(base, at + j * t.width), nullptr,
@@ -76,6 +84,35 @@ struct Hidden {
     });
   }
 
+  // pack(W, P, k, n): P[tile][k][rows] = W[k][column] of n columns, the last
+  // tile `rest` wide
+  Fn pack(const char* name, int64_t ld, int64_t pitch, int rest) {
+    std::vector<Ty> params = {Ty::Ptr, Ty::Ptr, Ty::I64, Ty::I64};
+    return e.define(name, params, [&, ld, pitch, rest](const Vs& a) {
+      V tiles = e.div(a[3], e.i(rows)), pairs = e.and_(tiles, e.i(-2));
+      e.loop(e.i(0), a[2], 1, [&](V k) {
+        V from = e.at(a[0], e.mul(k, ld)), to = e.at(a[1], e.mul(k, rows));
+        auto tile_at = [&](V tile) { return e.at(to, e.mul(tile, pitch)); };
+        e.loop(e.i(0), pairs, 2, [&](V tile) {
+          V x = e.vload(DType::F32, e.at(from, e.mul(tile, rows)), nullptr,
+                        2 * rows);
+          V p = tile_at(tile);
+          e.vstore(DType::F32, e.slice(x, 0, rows), p);
+          e.vstore(DType::F32, e.slice(x, rows, rows), e.at(p, pitch));
+        });
+        auto one = [&](V tile, int columns) {
+          V mask = columns < rows ? e.mask(e.i(columns), rows) : nullptr;
+          V at = e.at(from, e.mul(tile, rows));
+          e.vstore(DType::F32, e.vload(DType::F32, at, mask, rows),
+                   tile_at(tile));
+        };
+        e.if_(e.lt(pairs, tiles), [&] { one(pairs, rows); });
+        if (rest)
+          e.if_(e.lt(e.mul(tiles, rows), a[3]), [&] { one(tiles, rest); });
+      });
+    });
+  }
+
   // back(W, dH, Xt, n): Xt += W^T dH over n features
   Fn back(LaneTile t) {
     std::string name = "back" + std::to_string(t.rows) + "_" +
@@ -83,7 +120,7 @@ struct Hidden {
     std::vector<Ty> params = {Ty::Ptr, Ty::Ptr, Ty::Ptr, Ty::I64};
     return e.define(name, params, [&, t](const Vs& a) {
       Vs c = load_tile(e, t, a[2], panel);
-      c = tile_product(e, t, c, {{a[0], 1, s.dim}}, a[1], panel, a[3]);
+      c = tile_product(e, t, c, {{a[0], 1, rows}}, a[1], panel, a[3]);
       store_tile(e, t, c, a[2], panel);
     });
   }
@@ -116,7 +153,7 @@ struct Hidden {
   }
 
   void task(const ExpertTask& t) {
-    const Layout at(s);
+    const Layout at(s, rows);
     auto part = [&](int64_t offset) { return e.at(e.scratch(), offset); };
     V first_weight = e.mul(t.expert, s.hidden * s.dim);
     V w_up = e.at(buffer(B::Up), first_weight);
@@ -146,6 +183,9 @@ struct Hidden {
 
     e.loop(e.i(0), e.i(s.hidden), kFeatureBlock, [&](V f) {
       V n = e.min(e.sub(e.i(s.hidden), f), e.i(kFeatureBlock));
+      V packed = part(at.packed);
+      e.call(pack("pack_down", s.hidden, at.down_pitch, int(s.hidden % rows)),
+             {e.at(w_down, f), packed, e.i(s.dim), n});
       auto hidden_tiles = [&](V i, int tile_rows) {
         V at_f = e.add(f, i);
         // meanwhile the rows of W_up and W_gate of this block, and half a
@@ -178,9 +218,10 @@ struct Hidden {
           for_lane_tiles(e, valid, [&](LaneTile t, int lane) {
             t.rows = tile_rows;
             e.call(hidden(t),
-                   {e.at(w_down, at_f), e.at(g, lane), e.at(h, lane),
-                    e.at(dh, lane), e.at(a, lane), e.at(weights, lane),
-                    e.at(dw, lane), next1, stride1, next2, stride2, next3});
+                   {e.at(packed, e.mul(number, at.down_pitch)), e.at(g, lane),
+                    e.at(h, lane), e.at(dh, lane), e.at(a, lane),
+                    e.at(weights, lane), e.at(dw, lane), next1, stride1, next2,
+                    stride2, next3});
           });
         });
       };
@@ -189,25 +230,27 @@ struct Hidden {
       if (int rest = int(s.hidden % rows))
         e.if_(e.lt(whole, n), [&] { hidden_tiles(whole, rest); });
 
-      auto back_tiles = [&](V w, int64_t row, V c, int tile_rows) {
-        V from = e.at(w, e.add(e.mul(f, s.dim), c));
+      for (int half = 0; half < (gated ? 2 : 1); ++half) {
+        e.call(pack("pack_back", s.dim, at.back_pitch, int(s.dim % rows)),
+               {e.at(half ? w_gate : w_up, e.mul(f, s.dim)), packed, n,
+                e.i(s.dim)});
+        // a panel's dH of these features stays in L1
         for_panels([&](V first, V valid) {
           V dh = e.at(e.at(dhidden, e.mul(first, s.hidden_rows())),
-                      e.mul(e.add(f, row), panel));
-          V x = e.at(e.at(part(at.x), e.mul(first, s.dim)), e.mul(c, panel));
-          for_lane_tiles(e, valid, [&](LaneTile t, int lane) {
-            t.rows = tile_rows;
-            e.call(back(t), {from, e.at(dh, lane), e.at(x, lane), n});
-          });
+                      e.mul(e.add(f, half * s.hidden), panel));
+          V x = e.at(part(at.x), e.mul(first, s.dim));
+          auto back_tile = [&](V c, int tile_rows) {
+            V from = e.at(packed, e.mul(e.div(c, e.i(rows)), at.back_pitch));
+            V to = e.at(x, e.mul(c, panel));
+            for_lane_tiles(e, valid, [&](LaneTile t, int lane) {
+              t.rows = tile_rows;
+              e.call(back(t), {from, e.at(dh, lane), e.at(to, lane), n});
+            });
+          };
+          const int64_t c = s.dim / rows * rows;
+          if (c) e.loop(e.i(0), e.i(c), rows, [&](V c) { back_tile(c, rows); });
+          if (c < s.dim) back_tile(e.i(c), int(s.dim - c));
         });
-      };
-      for (int half = 0; half < (gated ? 2 : 1); ++half) {
-        V w = half ? w_gate : w_up;
-        const int64_t row = half * s.hidden, c = s.dim / rows * rows;
-        if (c)
-          e.loop(e.i(0), e.i(c), rows,
-                 [&](V c) { back_tiles(w, row, c, rows); });
-        if (c < s.dim) back_tiles(w, row, e.i(c), int(s.dim - c));
       }
     });
 
@@ -512,7 +555,7 @@ std::vector<MoeLaunch> moe_backward(const MoeSpec& s, const Target& target) {
                     B::DWeights, B::Rows};
   hidden.spec.key = moe_key("moe experts_grad", s);
   hidden.spec.tasks = expert_tasks(s);
-  hidden.spec.scratch_bytes = 4 * Layout(s).end;
+  hidden.spec.scratch_bytes = 4 * Layout(s, tile_rows(target)).end;
   hidden.spec.flops = product * double(s.hidden_rows() + s.hidden);
   hidden.spec.bytes =
       4.0 * (double(s.experts * s.dim) * double(s.hidden_rows() + s.hidden) +
