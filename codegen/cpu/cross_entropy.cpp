@@ -12,10 +12,17 @@ namespace {
 
 using B = CrossEntropyBuffer;
 
-constexpr int64_t kLogitsBytes = 12 << 20;  // aimed at; a share of L3
-// In bf16 the sums of the weights' gradient, which each chunk reads and writes,
-// weigh more beside faster products.
-constexpr int64_t kPairBytes = 32 << 20;
+// Aimed at: a share of L3, but not so little that the weights' gradient, which
+// each chunk reads and writes, weighs more than the products.
+constexpr int64_t kLogitsBytes = 16 << 20;
+constexpr int64_t kPairBytes = 32 << 20;  // faster products, so larger chunks
+
+// Chunks of about equal size, of at most `most` tokens, in whole steps.
+int64_t even_chunk(int64_t tokens, int64_t most, int64_t step) {
+  const int64_t chunks = std::max<int64_t>(1, (tokens + most - 1) / most);
+  const int64_t each = (tokens + chunks - 1) / chunks;
+  return std::min(tokens, (each + step - 1) / step * step);
+}
 
 const char* mode_name(CrossEntropyMode m) {
   switch (m) {
@@ -31,10 +38,10 @@ const char* mode_name(CrossEntropyMode m) {
 int64_t CrossEntropySpec::chunk() const {
   if (bf16) {  // two copies of two bytes
     int64_t fits = kPairBytes / (4 * vocab) / 32 * 32;
-    return std::min(tokens, std::clamp<int64_t>(fits, 256, 1024));
+    return even_chunk(tokens, std::clamp<int64_t>(fits, 256, 1024), 32);
   }
   int64_t fits = kLogitsBytes / (4 * vocab) / 48 * 48;  // whole panels
-  return std::min(tokens, std::clamp<int64_t>(fits, 144, 960));
+  return even_chunk(tokens, std::clamp<int64_t>(fits, 288, 960), 48);
 }
 
 std::string cross_entropy_key(const CrossEntropyChunk& c,

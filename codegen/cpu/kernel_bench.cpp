@@ -89,41 +89,35 @@ BenchRow time_launches(KernelLibrary& lib, std::string name,
   return row;
 }
 
-double measure_stream(KernelLibrary& lib, int reads, int writes, int64_t bytes,
+double measure_stream(KernelLibrary& lib, const StreamPattern& p,
                       double seconds) {
   constexpr int64_t kTask = 64 << 10;  // elements
-  const int64_t n = std::max<int64_t>(bytes / 4, 256) / 64 * 64;
+  const int64_t n = std::max<int64_t>(p.bytes / 4, 256) / 64 * 64;
+  const int arrays = p.in_place ? p.reads : p.reads + p.writes;
   std::vector<Buffer> memory;
   BoundLaunch l;
-  for (int i = 0; i < reads; ++i) {
+  for (int i = 0; i < arrays; ++i) {
     memory.emplace_back(n * 4);
     std::ranges::fill(memory.back().as<float>(), 1.0f);  // touched
     l.buffers.push_back(memory.back().data());
   }
-  l.spec.key = fmt::format("stream {} reads {} writes of {}", reads, writes, n);
+  l.spec.key = fmt::format("stream {} reads {} writes of {}{}", p.reads,
+                           p.writes, n, p.in_place ? " in place" : "");
   l.spec.tasks = (n + kTask - 1) / kTask;
-  l.spec.bytes = 4.0 * double(n) * (reads + writes);
-  l.spec.emit = [reads, writes, n](Emit& e) {
+  l.spec.bytes = 4.0 * double(n) * (p.reads + p.writes);
+  l.spec.emit = [p, arrays, n](Emit& e) {
     V from = e.mul(e.task(), kTask);
     V to = e.min(e.add(from, kTask), e.i(n));
     const int L = e.lanes(), unroll = 4;
-    Vs sums(unroll, e.zero(Ty::F32, 0));
-    sums = e.loop(from, to, unroll * L, sums, [&](V k, Vs s) {
+    e.loop(from, to, unroll * L, [&](V k) {
       for (int u = 0; u < unroll; ++u) {
-        V at = e.add(k, u * L), sum = nullptr;
-        for (int i = 0; i < reads; ++i) {
-          V x = e.vload_aligned(DType::F32, e.at(e.buffer(i), at));
-          sum = sum ? e.add(sum, x) : x;
-        }
-        for (int i = 0; i < writes; ++i)
-          e.vstore_aligned(DType::F32, sum, e.at(e.buffer(i), at));
-        if (!writes) s[u] = e.add(s[u], sum);
+        V at = e.add(k, u * L), sum = e.splat(e.f(1e-3));
+        for (int i = 0; i < p.reads; ++i)
+          sum = e.add(sum, e.vload_aligned(DType::F32, e.at(e.buffer(i), at)));
+        for (int i = 0; i < p.writes; ++i)
+          e.vstore_aligned(DType::F32, sum, e.at(e.buffer(arrays - 1 - i), at));
       }
-      return s;
     });
-    // a stream of reads alone must not vanish
-    V sum = e.add(e.add(sums[0], sums[1]), e.add(sums[2], sums[3]));
-    e.vstore(DType::F32, sum, e.scratch());
   };
   BenchRow row = time_launches(lib, "", {&l, 1}, false, seconds);
   return row.bytes / row.seconds;

@@ -38,9 +38,16 @@ struct BenchRow {
 BenchRow time_launches(KernelLibrary&, std::string name,
                        std::span<const BoundLaunch>, bool bf16, double seconds);
 
-// Bytes/s of a loop over `reads` arrays of f32, `writes` of which are written
-// in place, each of `bytes`, without any arithmetic worth the name.
-double measure_stream(KernelLibrary&, int reads, int writes, int64_t bytes,
-                      double seconds);
+// A loop over `reads` arrays of f32, each of `bytes`, that writes `writes` more
+// or, in place, some of them, without any arithmetic worth the name.
+struct StreamPattern {
+  int reads = 1, writes = 1;
+  int64_t bytes = 0;
+  bool in_place = false;
+
+  double total() const { return double(reads + writes) * double(bytes); }
+};
+// Bytes/s of it.
+double measure_stream(KernelLibrary&, const StreamPattern&, double seconds);
 
 }  // namespace moec

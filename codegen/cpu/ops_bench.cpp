@@ -26,9 +26,6 @@ struct Shape : OpShape {
     for (int i = 0; i < n->num_results(); ++i) out.push_back(n->result(i));
     graph->set_outputs(out, std::move(names));
   }
-  void stream(int r, int w, int64_t bytes) {
-    reads = r, writes = w, stream_bytes = bytes;
-  }
 };
 
 OpShape loss(i64 tokens, i64 vocab, i64 dim, DType t) {
@@ -50,7 +47,7 @@ OpShape adamw(i64 n) {
   Value lr = s.arg("lr", t, {}), step = s.arg("step", t, {});
   s.node(Op::AdamW, {p, g, m, v, lr, step, s.arg("scale", t, {})}, {},
          {"p", "m", "v"});
-  s.stream(4, 3, 4 * n);
+  s.stream = {4, 3, 4 * n, true};
   return s;
 }
 
@@ -61,7 +58,7 @@ struct Rows : Shape {
       : Shape(fmt::format("{} {}x{}", what, n, cols)) {
     x = arg("x", t, {n, cols}), y = arg("y", t, {n, cols});
     gamma = arg("g", t, {cols}), beta = arg("b", t, {cols});
-    stream(r, w, n * cols * dtype_size(t));
+    stream = {r, w, n * cols * dtype_size(t)};
   }
 };
 
@@ -75,7 +72,7 @@ OpShape embedding_grad(i64 tokens, i64 vocab, i64 dim) {
   Builder b(*s.graph);
   Value e = b.op(Op::Embedding, {table, ids});
   s.node(Op::Grad, {b.sum(b.mul(e, dy), {0, 1}), table});
-  s.stream(1, 1, 2 * (tokens + vocab) * dim);  // half of what is moved
+  s.stream = {1, 1, 2 * (tokens + vocab) * dim};  // half of what is moved
   s.ids = vocab;
   return s;
 }
@@ -113,7 +110,7 @@ std::vector<OpShape> bench_op_shapes(bool bf16) {
   rows("gelu", 512, 1, 1, [](Rows& s) { s.node(Op::Gelu, {s.x}); });
   Shape rope("rope 8x512x8x64");
   rope.node(Op::Rope, {rope.arg("x", t, {8, 512, 8, 64})}, {{"axis", i64(1)}});
-  rope.stream(1, 1, 8 * 512 * 8 * 64 * dtype_size(t));
+  rope.stream = {1, 1, 8 * 512 * 8 * 64 * dtype_size(t)};
   all.push_back(rope);
   return all;
 }
@@ -127,8 +124,8 @@ BenchRow bench_op(KernelLibrary& lib, const OpShape& s, bool bf16,
     return row;
   }
   row.peak = 0;
-  row.bytes = double(s.reads + s.writes) * double(s.stream_bytes);
-  row.stream = measure_stream(lib, s.reads, s.writes, s.stream_bytes, seconds);
+  row.bytes = s.stream.total();
+  row.stream = measure_stream(lib, s.stream, seconds);
   return row;
 }
 

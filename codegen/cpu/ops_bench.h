@@ -12,13 +12,12 @@
 namespace moec {
 
 // One operation as a graph, and what bounds it: the FMA peak if `flops` is not
-// 0, else a stream of arrays of `stream_bytes` each.
+// 0, else a stream.
 struct OpShape {
   std::string name;
   std::shared_ptr<Graph> graph;
   double flops = 0;
-  int reads = 0, writes = 0;
-  int64_t stream_bytes = 0;
+  StreamPattern stream = {};
   int64_t ids = 1;  // integers among the operands are below it
 };
 
