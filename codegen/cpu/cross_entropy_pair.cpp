@@ -14,6 +14,8 @@ namespace {
 using B = CrossEntropyBuffer;
 using Chunk = CrossEntropyChunk;
 constexpr double kLog2e = 1.44269504088896340736;
+// Steps of a sum whose pairs, for one panel of columns, stay in L1.
+constexpr int64_t kSteps = 512;
 
 // Sizes and leading dimensions, those in bytes. A line more keeps rows off one
 // set of the caches.
@@ -282,10 +284,18 @@ void emit_dw(Emit& e, const Chunk& c, Order order) {
   V block = e.scratch();
   begin_pairs(e);
   auto columns = [&](V j, int64_t width) {
-    pair_product(e,
-                 {rows.plain, l.plain_ld(), e.at(e.buffer(0), j), 4 * l.dim,
-                  block, l.panel_bytes()},
-                 e.i(c.block), e.i(l.tokens), false);
+    // steps over tokens, so that the columns' pairs stay in L1
+    auto product = [&](V t, V steps, bool accumulate) {
+      V x = e.at(e.at(e.buffer(0), j), e.mul(t, l.dim / 2));
+      pair_product(e,
+                   {e.at(rows.plain, t, 2), l.plain_ld(), x, 4 * l.dim, block,
+                    l.panel_bytes()},
+                   e.i(c.block), steps, accumulate);
+    };
+    product(e.i(0), e.i(std::min(kSteps, l.tokens)), false);
+    e.loop(e.i(kSteps), e.i(l.tokens), kSteps, [&](V t) {
+      product(t, e.min(e.i(kSteps), e.sub(e.i(l.tokens), t)), true);
+    });
     e.loop(e.i(0), n, 1, [&](V v) {
       V at = e.add(e.mul(e.add(first, v), d), j);
       for (int64_t k = 0; k < width; k += L) {
@@ -318,29 +328,38 @@ void emit_dw(Emit& e, const Chunk& c, Order order) {
   });
 }
 
-// Rows of the vocabulary whose pairs stay near L1 for all channels of a task.
-constexpr int64_t kVocabStep = 512;
+// A task of dX owns some panels and channels: many of these, since it reads the
+// pairs of its panels for each block of channels.
+constexpr int64_t kDxPanels = 8;
+int64_t dx_channels(const Chunk& c) {
+  return std::min<int64_t>(pair_padded(c.spec.dim), 512);
+}
+int64_t dx_tasks(const Chunk& c) {
+  const int64_t channels = dx_channels(c);
+  return (c.panels() + kDxPanels - 1) / kDxPanels *
+         ((c.spec.dim + channels - 1) / channels);
+}
 
-// Buffers: W^T, pairs, dX. A task owns half the panels and some channels.
+// Buffers: W^T, pairs, dX.
 void emit_dx(Emit& e, const Chunk& c) {
   const Layout l(c);
   const int L = e.lanes();
   const int64_t d = c.spec.dim;
-  const int64_t splits = (d + Chunk::kChannels - 1) / Chunk::kChannels;
+  const int64_t most = dx_channels(c), splits = (d + most - 1) / most;
   V group = e.div(e.task(), e.i(splits));
-  V from = e.mul(e.rem(e.task(), e.i(splits)), Chunk::kChannels);
-  V channels = e.min(e.i(Chunk::kChannels), e.sub(e.i(l.dim), from));
-  V p0 = e.mul(group, c.panel_group());
-  V p1 = e.min(e.add(p0, c.panel_group()), e.i(c.panels()));
-  const int64_t size = Chunk::kChannels * c.panel;  // of a panel's sums
+  V from = e.mul(e.rem(e.task(), e.i(splits)), most);
+  V channels = e.min(e.i(most), e.sub(e.i(l.dim), from));
+  V p0 = e.mul(group, kDxPanels);
+  V p1 = e.min(e.add(p0, kDxPanels), e.i(c.panels()));
+  const int64_t size = most * c.panel;  // of a panel's sums
   auto sums_of = [&](V p) {
     return e.at(e.scratch(), e.mul(e.sub(p, p0), size));
   };
   zero_fill(e, e.scratch(), e.mul(e.sub(p1, p0), size));
   V weights = e.at(e.buffer(0), e.mul(from, l.weights_ld()), 1);
   begin_pairs(e);
-  e.loop(e.i(0), e.i(l.vocab), kVocabStep, [&](V v) {
-    V steps = e.min(e.i(kVocabStep), e.sub(e.i(l.vocab), v));
+  e.loop(e.i(0), e.i(l.vocab), kSteps, [&](V v) {
+    V steps = e.min(e.i(kSteps), e.sub(e.i(l.vocab), v));
     e.loop(p0, p1, 1, [&](V p) {
       V pairs = e.at(e.at(e.buffer(1), e.mul(p, l.pairs()), 1),
                      e.mul(v, l.panel_bytes() / 2), 1);
@@ -363,11 +382,11 @@ void emit_dx(Emit& e, const Chunk& c) {
       }
     });
   };
-  if (d % Chunk::kChannels == 0) return unpack(Chunk::kChannels);
-  if (d < Chunk::kChannels) return unpack(d);
+  if (d % most == 0) return unpack(most);
+  if (d < most) return unpack(d);
   e.if_(
-      e.lt(from, e.i(d / Chunk::kChannels * Chunk::kChannels)),
-      [&] { unpack(Chunk::kChannels); }, [&] { unpack(d % Chunk::kChannels); });
+      e.lt(from, e.i(d / most * most)), [&] { unpack(most); },
+      [&] { unpack(d % most); });
 }
 
 }  // namespace
@@ -453,9 +472,9 @@ CrossEntropyPlan cross_entropy_pair_plan(const CrossEntropySpec& s,
          B::Dw, B::Dbias},
         c.blocks(), l.block_sums(), 1, 3 * logits + 4 * weights,
         [c, order](Emit& e) { emit_dw(e, c, order); });
-    add(c, t0, "dx", {B::Wt, B::Pairs, B::Dx}, c.dx_tasks(),
-        c.panel_group() * Chunk::kChannels * l.panel_bytes(), 1,
-        logits + weights, [c](Emit& e) { emit_dx(e, c); });
+    add(c, t0, "dx", {B::Wt, B::Pairs, B::Dx}, dx_tasks(c),
+        kDxPanels * dx_channels(c) * l.panel_bytes(), 1, logits + weights,
+        [c](Emit& e) { emit_dx(e, c); });
   }
   return plan;
 }

@@ -19,6 +19,8 @@ int64_t round_up(int64_t x, int64_t to) { return ceil_div(x, to) * to; }
 constexpr double kTaskFlops = 12e6;
 constexpr int64_t kMinTasks = 8;    // below that, tasks get smaller
 constexpr int64_t kManyTasks = 64;  // above that, tasks may last longer
+// Bytes of rows that are read in place, a part of each.
+constexpr int64_t kShortRow = 512;
 // Columns of B, over all of k, that stay in L2 from task to task.
 constexpr int64_t kColumnBytes = 512 << 10;
 
@@ -92,10 +94,11 @@ MatmulPlan plan_matmul(const MatmulDesc& d, const Target& t, int workspace) {
                            : round_up(ceil_div(k, k_blocks), 2);
   p.split_k = by_reduction || k_blocks > 1;
 
-  // Small matrices whose rows are contiguous stay in the nearest caches; few
-  // rows do not repay a copy.
+  // Small matrices whose rows are contiguous stay in the nearest caches, short
+  // rows in L2; few rows do not repay a copy.
+  const bool near = d.b.row_stride * p.block_k * 4 <= 64 << 10;
   p.direct_b = d.b.col_stride == 1 && d.b.dtype == DType::F32 && !d.bf16 &&
-               (d.b.row_stride * p.block_k * 4 <= 64 << 10 || m < 48);
+               (near || d.b.row_stride * 4 <= kShortRow || m < 48);
   const bool can_pack = workspace >= 0 && !d.bf16 && p.batch == 1 &&
                         d.group == MatmulGroup::None && d.k > 0;
   // Where one task cannot have all rows and pack its own panel.
@@ -104,9 +107,9 @@ MatmulPlan plan_matmul(const MatmulDesc& d, const Target& t, int workspace) {
       m <= 512 && column < 2.5 * kTaskFlops && n >= kMinTasks * p.panel;
   p.workspace_b = can_pack && !p.direct_b && m > 192 && !whole_columns;
   // Columns of A far apart defeat caches and prefetchers.
-  p.workspace_a = can_pack && d.a.row_stride == 1 && d.a.col_stride > 1 &&
-                  t.lanes % tall == 0 && m >= tall && n > p.panel &&
-                  m * k * 4 > 32 << 10;
+  p.workspace_a = can_pack && d.a.row_stride == 1 &&
+                  d.a.col_stride * 4 > kShortRow && t.lanes % tall == 0 &&
+                  m >= tall && n > p.panel && m * k * 4 > 32 << 10;
   if (p.workspace_a) p.a = MatmulPlan::A::Tiles;
 
   // Many rows, since each block packs its panel of B anew; several panels

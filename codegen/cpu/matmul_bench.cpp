@@ -72,6 +72,8 @@ std::vector<MatmulShape> bench_matmul_shapes(bool bf16) {
   add(128, 128, 128);
   add(4096, 128, 128);
   add(4096, 512, 128);
+  all.push_back({128, 128, 4096, true, false});
+  all.push_back({384, 384, 2048, true, false});
   add(64, 64, 64);
   add(65, 33, 64, false);
   add(1, 3072, 768, false);

@@ -143,6 +143,28 @@ TEST_CASE_FIXTURE(Fixture, "inspect counts parameters") {
   CHECK(j["parameters"] == total);
 }
 
+TEST_CASE("kernel benches give a rate for each row") {
+  auto rows = [](std::vector<std::string> args, const char* key, size_t n) {
+    args.insert(args.begin(), "bench");
+    args.insert(args.end(), {"--seconds", "0", "--json"});
+    Outcome o = run_moec(args);
+    CAPTURE(o.err);
+    REQUIRE(o.code == 0);
+    auto all = nlohmann::json::parse(last_line(o.out))[key];
+    CHECK(all.size() == n);
+    for (auto& row : all) {
+      CHECK(row["us"] > 0);
+      CHECK(row["tasks"] > 0);
+      const bool stream = row.contains("gb_per_s");
+      CHECK(row[stream ? "stream_fraction" : "peak_fraction"] > 0);
+    }
+  };
+  rows({"ops", "--only", "64x64x64 N"}, "matmul", 3);
+  rows({"ops", "--only", "rope"}, "ops", 1);
+  rows({"moe", "--only", "(256,256"}, "moe", 4);
+  rows({"attention", "--only", "B2 H6/2"}, "attention", 2);
+}
+
 TEST_CASE_FIXTURE(Fixture, "flags and configs that are wrong exit with 2") {
   fails(run_moec({}), 2, "subcommand");
   fails(run_moec({"trian"}), 2, "");
