@@ -113,14 +113,16 @@ struct Hidden {
     });
   }
 
-  // back(W, dH, Xt, n): Xt += W^T dH over n features
+  // back(W, dH, Xt, n, ahead): Xt += W^T dH over n features
   Fn back(LaneTile t) {
     std::string name = "back" + std::to_string(t.rows) + "_" +
                        std::to_string(t.cols * t.width);
-    std::vector<Ty> params = {Ty::Ptr, Ty::Ptr, Ty::Ptr, Ty::I64};
+    std::vector<Ty> params = {Ty::Ptr, Ty::Ptr, Ty::Ptr, Ty::I64, Ty::Ptr};
     return e.define(name, params, [&, t](const Vs& a) {
       Vs c = load_tile(e, t, a[2], panel);
-      c = tile_product(e, t, c, {{a[0], 1, rows}}, a[1], panel, a[3]);
+      V lines = e.i(spread(rows * panel, kFeatureBlock));
+      c = tile_product(e, t, c, {{a[0], 1, rows}}, a[1], panel, a[3], nullptr,
+                       {{a[4], lines, 3, true}});
       store_tile(e, t, c, a[2], panel);
     });
   }
@@ -242,9 +244,14 @@ struct Hidden {
           auto back_tile = [&](V c, int tile_rows) {
             V from = e.at(packed, e.mul(e.div(c, e.i(rows)), at.back_pitch));
             V to = e.at(x, e.mul(c, panel));
+            // the last block fetches the rows that will be stored
+            V row = e.mul(e.add(t.slot, first), s.dim);
+            V last = e.ge(e.add(f, kFeatureBlock), e.i(s.hidden));
+            V ahead = e.select(
+                last, e.at(buffer(B::Rows), e.add(row, e.mul(c, panel))), to);
             for_lane_tiles(e, valid, [&](LaneTile t, int lane) {
               t.rows = tile_rows;
-              e.call(back(t), {from, e.at(dh, lane), e.at(to, lane), n});
+              e.call(back(t), {from, e.at(dh, lane), e.at(to, lane), n, ahead});
             });
           };
           const int64_t c = s.dim / rows * rows;

@@ -62,14 +62,16 @@ struct Forward {
     });
   }
 
-  // down(W_down, A, Yt, n): Yt += W_down A over n features
+  // down(W_down, A, Yt, n, ahead): Yt += W_down A over n features
   Fn down(LaneTile t) {
     std::string name = "down" + std::to_string(t.rows) + "_" +
                        std::to_string(t.cols * t.width);
-    std::vector<Ty> params = {Ty::Ptr, Ty::Ptr, Ty::Ptr, Ty::I64};
+    std::vector<Ty> params = {Ty::Ptr, Ty::Ptr, Ty::Ptr, Ty::I64, Ty::Ptr};
     return e.define(name, params, [&, t](const Vs& a) {
       Vs c = load_tile(e, t, a[2], panel);
-      c = tile_product(e, t, c, {{a[0], s.hidden, 1}}, a[1], panel, a[3]);
+      V lines = e.i(spread(rows * panel, kFeatureBlock));
+      c = tile_product(e, t, c, {{a[0], s.hidden, 1}}, a[1], panel, a[3],
+                       nullptr, {{a[4], lines, 3, true}});
       store_tile(e, t, c, a[2], panel);
     });
   }
@@ -167,9 +169,13 @@ struct Forward {
         for_panels([&](V first, V valid) {
           V a = e.at(part(at.a), e.mul(first, kFeatureBlock));
           V y = e.at(e.at(part(at.y), e.mul(first, s.dim)), e.mul(c, panel));
+          // the last block fetches the rows that will be stored
+          V to = e.add(e.mul(e.add(t.slot, first), s.dim), e.mul(c, panel));
+          V last = e.ge(e.add(f, kFeatureBlock), e.i(s.hidden));
+          V ahead = e.select(last, e.at(buffer(B::Rows), to), y);
           for_lane_tiles(e, valid, [&](LaneTile t, int lane) {
             t.rows = tile_rows;
-            e.call(down(t), {w, e.at(a, lane), e.at(y, lane), n});
+            e.call(down(t), {w, e.at(a, lane), e.at(y, lane), n, ahead});
           });
         });
       };
