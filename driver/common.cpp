@@ -31,6 +31,15 @@ void add_run_flags(CLI::App& command, RunFlags& flags) {
                    "One JSON object as the last line of stdout");
 }
 
+CLI::Option* add_data_flag(CLI::App& command, std::vector<std::string>& files) {
+  return command
+      .add_option("--data", files,
+                  "Text, *.jsonl, or token ids (*.bin, *.npy); may be a "
+                  "pattern such as 'part-*.jsonl' (repeatable)")
+      ->allow_extra_args(false)
+      ->type_name("FILE");
+}
+
 moe::EngineOptions engine_options(const RunFlags& flags,
                                   const moe::Config& config) {
   moe::EngineOptions o = moe::engine_options(config);

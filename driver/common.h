@@ -7,7 +7,8 @@
 
 namespace CLI {
 class App;
-}
+class Option;
+}  // namespace CLI
 
 namespace moec {
 
@@ -26,6 +27,9 @@ void add_run_flags(CLI::App& command, RunFlags& flags);
 // The config's options, with those flags over them that were given.
 moe::EngineOptions engine_options(const RunFlags& flags,
                                   const moe::Config& config);
+
+// --data of text or token ids, repeatable.
+CLI::Option* add_data_flag(CLI::App& command, std::vector<std::string>& files);
 
 // "1,2,3"; a UsageError names `flag`.
 std::vector<int32_t> parse_ids(const std::string& text, const char* flag);

@@ -17,18 +17,9 @@ namespace moec {
 namespace {
 
 struct Options : RunFlags {
-  std::string checkpoint, data;
+  std::string checkpoint;
+  std::vector<std::string> data;
 };
-
-// Bytes of the predicted text: all tokens but the first.
-double predicted_bytes(const Tokenizer& tokenizer, const TokenSource& tokens) {
-  std::vector<int32_t> ids(size_t(tokens.size()));
-  tokens.copy(0, ids);
-  double bytes = 0;
-  for (size_t i = 1; i < ids.size(); ++i)
-    bytes += double(tokenizer.token_bytes(uint32_t(ids[i])).size());
-  return bytes;
-}
 
 void run(const Options& o) {
   auto opened = moe::open_model(o.checkpoint, o.set);
@@ -46,7 +37,7 @@ void run(const Options& o) {
   double bpb = std::nan("");
   if (opened.tokenizer)
     bpb = e.ce * double(e.tokens) / std::numbers::ln2 /
-          predicted_bytes(*opened.tokenizer, tokens);
+          double(moe::predicted_bytes(*opened.tokenizer, tokens));
   if (o.json) {
     nlohmann::ordered_json j = {{"tokens", e.tokens},
                                 {"loss", e.ce},
@@ -71,7 +62,7 @@ void add_eval_command(CLI::App& app) {
   auto* c = app.add_subcommand("eval", "Loss of a checkpoint on a file");
   c->add_option("checkpoint", o->checkpoint, "Step folder or run folder")
       ->required();
-  c->add_option("--data", o->data, "Text, or .bin of token ids")->required();
+  add_data_flag(*c, o->data)->required();
   add_run_flags(*c, *o);
   c->callback([o] { run(*o); });
 }

@@ -1,5 +1,6 @@
 // moec run: one function on tensors of a file.
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstring>
 
 #include "driver/commands.h"
@@ -69,18 +70,26 @@ void run_file(const Options& o, const Safetensors& in) {
 void run_model(const Options& o, const Safetensors& in) {
   auto opened = moe::open_model(o.source, o.set);
   moe::Transformer model(opened.config);
-  const TensorEntry* tokens = in.find("tokens");
-  if (!tokens || tokens->dims.size() != 2)
-    user_error("{}: tokens i32[B,T] is missing", o.inputs);
-  i64 rows = tokens->dims[0], seq = tokens->dims[1];
-  if (rows < 1 || seq < 1) user_error("{}: tokens is empty", in.place(*tokens));
-  if (seq > opened.config.train.seq)
-    user_error("{}: tokens has {} positions, and train.seq = {}",
-               in.place(*tokens), seq, opened.config.train.seq);
   std::string name = o.fn.empty() ? "logits" : o.fn;
-  if (name != "logits" && name != "loss" && name != "grad")
-    usage_error("--fn {}: functions of a model are logits, loss and grad",
-                name);
+  constexpr std::string_view kNames[] = {"logits", "loss", "grad", "encode",
+                                         "head"};
+  if (std::ranges::find(kNames, name) == std::end(kNames))
+    usage_error(
+        "--fn {}: functions of a model are logits, loss, grad, encode and head",
+        name);
+  // What says how many rows and positions there are.
+  bool features = name == "head";
+  std::string first = features ? "features" : "tokens";
+  const TensorEntry* shape = in.find(first);
+  if (!shape || shape->dims.size() != (features ? 3 : 2))
+    user_error("{}: {} is missing", o.inputs,
+               features ? "features f32[B,T,d]" : "tokens i32[B,T]");
+  i64 rows = shape->dims[0], seq = shape->dims[1];
+  if (rows < 1 || seq < 1)
+    user_error("{}: {} is empty", in.place(*shape), first);
+  if (seq > opened.config.train.seq)
+    user_error("{}: {} has {} positions, and train.seq = {}", in.place(*shape),
+               first, seq, opened.config.train.seq);
   moe::State state;
   moe::load_parameters(state, model.parameters(), opened);
   moe::Engine engine(engine_options(o, opened.config));
@@ -90,6 +99,7 @@ void run_model(const Options& o, const Safetensors& in) {
   for (auto& s : f.inputs()) {
     if (state.has(s.name)) continue;
     copy_input(in, s, f.input<std::byte>(s.name));
+    if (s.dtype != DType::I32) continue;
     i64 low = s.name == "targets" ? -1 : 0;
     for (int32_t id : f.input<int32_t>(s.name))
       if (id < low || id >= vocab)

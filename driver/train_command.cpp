@@ -11,7 +11,8 @@ namespace moec {
 namespace {
 
 struct Options : RunFlags {
-  std::string config, data, out, resume, init;
+  std::string config, out, resume, init;
+  std::vector<std::string> data;
   i64 steps = -1;
 };
 
@@ -81,7 +82,7 @@ void add_train_command(CLI::App& app) {
   auto* c = app.add_subcommand("train", "Train a model");
   c->add_option("config", o->config,
                 "Config (TOML); without one, a small model on built-in text");
-  c->add_option("--data", o->data, "Text, or .bin of token ids");
+  add_data_flag(*c, o->data);
   c->add_option("--out", o->out, "Run folder; default runs/NAME-K");
   c->add_option("--resume", o->resume,
                 "auto: continue the run in --out if there is one; or its "

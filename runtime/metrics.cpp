@@ -59,7 +59,8 @@ MetricsWriter::MetricsWriter(fs::path file, int64_t step)
 
 MetricsWriter::~MetricsWriter() { close(fd_); }
 
-void MetricsWriter::write(int64_t step, std::span<const Metric> metrics) {
+void MetricsWriter::write(int64_t step, std::span<const Metric> metrics,
+                          std::span<const JsonMetric> more) {
   std::string line = fmt::format("{{\"step\":{}", step);
   for (auto& [name, value] : metrics) {
     auto out = std::back_inserter(line);
@@ -69,6 +70,8 @@ void MetricsWriter::write(int64_t step, std::span<const Metric> metrics) {
     else
       line += "null";
   }
+  for (auto& [name, text] : more)
+    fmt::format_to(std::back_inserter(line), ",{}:{}", json_quote(name), text);
   line += "}\n";
   off_t before = lseek(fd_, 0, SEEK_END);
   ssize_t n = ::write(fd_, line.data(), line.size());

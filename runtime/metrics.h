@@ -12,6 +12,8 @@ namespace moec {
 
 // A named number; NaN and infinities become null.
 using Metric = std::pair<std::string, double>;
+// A named value of another kind, as JSON text.
+using JsonMetric = std::pair<std::string, std::string>;
 
 class MetricsWriter {
  public:
@@ -25,7 +27,8 @@ class MetricsWriter {
 
   // Appends one line in one write. On a UserError (a full disk) the file is as
   // it was.
-  void write(int64_t step, std::span<const Metric> metrics);
+  void write(int64_t step, std::span<const Metric> metrics,
+             std::span<const JsonMetric> more = {});
   // Makes the lines so far durable: before the checkpoint of their step.
   void sync();
 
@@ -36,7 +39,7 @@ class MetricsWriter {
 
 struct MetricsLine {
   int64_t step = 0;
-  std::vector<Metric> metrics;  // without "step", by name; null is NaN
+  std::vector<Metric> metrics;  // numbers but "step", by name; null is NaN
 };
 
 // All whole lines; a torn last one is left out.

@@ -6,42 +6,70 @@
 #include <cstring>
 #include <string>
 
+#include "runtime/npy.h"
 #include "support/error.h"
 #include "support/rng.h"
 
 namespace moec {
 
 struct TokenSource::Storage {
-  std::vector<int32_t> ids;  // or:
+  std::vector<int32_t> wide;  // or:
+  std::vector<uint16_t> narrow;
   MappedFile map;
-  int bytes = 0;  // of one id in the map; 0: ids
+  const std::byte* data = nullptr;  // of whichever holds the ids
+  int bytes = 4;                    // of one id
+  bool is_signed = false;
+  int64_t offset = 0;  // of the ids in the file
   std::string name = "tokens";
 
-  int64_t at(int64_t i) const {
-    if (bytes == 0) return ids[size_t(i)];
-    const std::byte* p = map.bytes().data() + i * bytes;
-    uint32_t v = 0;
-    std::memcpy(&v, p, size_t(bytes));
-    return v;
+  // Calls fn(ids) with the ids read as their own type.
+  template <class F>
+  void visit(F fn) const {
+    switch (bytes) {
+      case 1: return is_signed ? fn(Ids<int8_t>{data}) : fn(Ids<uint8_t>{data});
+      case 2:
+        return is_signed ? fn(Ids<int16_t>{data}) : fn(Ids<uint16_t>{data});
+      case 4:
+        return is_signed ? fn(Ids<int32_t>{data}) : fn(Ids<uint32_t>{data});
+      default:
+        return is_signed ? fn(Ids<int64_t>{data}) : fn(Ids<uint64_t>{data});
+    }
   }
+
+  // A map's ids may stand at any address.
+  template <class T>
+  struct Ids {
+    const std::byte* data;
+    T operator[](int64_t i) const {
+      T v;
+      std::memcpy(&v, data + i * int64_t(sizeof v), sizeof v);
+      return v;
+    }
+  };
 };
+
+void TokenSource::add(std::shared_ptr<const Storage> storage, int64_t begin,
+                      int64_t size) {
+  if (size == 0) return;
+  size_ += size;
+  pieces_.push_back({std::move(storage), begin, size, size_});
+}
 
 TokenSource::TokenSource(std::vector<int32_t> ids) {
   auto s = std::make_shared<Storage>();
-  size_ = int64_t(ids.size());
-  s->ids = std::move(ids);
-  storage_ = std::move(s);
+  auto size = int64_t(ids.size());
+  s->wide = std::move(ids);
+  s->data = reinterpret_cast<const std::byte*>(s->wide.data());
+  s->is_signed = true;
+  add(std::move(s), 0, size);
 }
-
-TokenSource::TokenSource(std::shared_ptr<const Storage> storage, int64_t begin,
-                         int64_t size)
-    : storage_(std::move(storage)), begin_(begin), size_(size) {}
 
 TokenSource TokenSource::from_bin(const std::filesystem::path& file,
                                   int bytes) {
   MOEC_CHECK(bytes == 2 || bytes == 4);
   auto s = std::make_shared<Storage>();
   s->map = MappedFile(file);
+  s->data = s->map.bytes().data();
   s->bytes = bytes;
   s->name = file.string();
   auto size = int64_t(s->map.bytes().size());
@@ -49,29 +77,91 @@ TokenSource TokenSource::from_bin(const std::filesystem::path& file,
   if (size % bytes != 0)
     user_error("{}:{}: ends within a {}-byte token id; is the type right?",
                s->name, size / bytes * bytes, bytes);
-  return {std::move(s), 0, size / bytes};
+  TokenSource t;
+  t.add(std::move(s), 0, size / bytes);
+  return t;
+}
+
+TokenSource TokenSource::from_npy(const std::filesystem::path& file) {
+  auto s = std::make_shared<Storage>();
+  s->map = MappedFile(file);
+  s->name = file.string();
+  NpyArray a = read_npy(s->map.bytes(), s->name);
+  if (a.count == 0) user_error("{}:{}: the array is empty", s->name, a.offset);
+  s->offset = a.offset;
+  s->data = s->map.bytes().data() + a.offset;
+  s->bytes = a.bytes;
+  s->is_signed = a.is_signed;
+  TokenSource t;
+  t.add(std::move(s), 0, a.count);
+  return t;
+}
+
+TokenSource TokenSource::join(const std::vector<TokenSource>& parts) {
+  TokenSource all;
+  for (auto& part : parts)
+    for (auto& p : part.pieces_) all.add(p.storage, p.begin, p.size);
+  return all;
 }
 
 void TokenSource::copy(int64_t begin, std::span<int32_t> out) const {
   MOEC_CHECK(begin >= 0 && begin + int64_t(out.size()) <= size_);
-  for (size_t i = 0; i < out.size(); ++i)
-    out[i] = int32_t(storage_->at(begin_ + begin + int64_t(i)));
+  auto piece = std::ranges::upper_bound(pieces_, begin, {}, &Piece::end);
+  for (size_t done = 0; done < out.size(); ++piece) {
+    int64_t left = piece->end - begin;
+    auto n = size_t(std::min(left, int64_t(out.size() - done)));
+    int64_t first = piece->begin + piece->size - left;
+    piece->storage->visit([&](auto ids) {
+      for (size_t i = 0; i < n; ++i)
+        out[done + i] = int32_t(ids[first + int64_t(i)]);
+    });
+    done += n;
+    begin += int64_t(n);
+  }
 }
 
 void TokenSource::check_vocab(int64_t vocab) const {
-  for (int64_t i = begin_; i < begin_ + size_; ++i) {
-    int64_t id = storage_->at(i);
-    if (id < 0 || id >= vocab)
-      user_error(
-          "{}:{}: token id {} is outside the vocabulary of {}; the ids and "
-          "the model's vocab do not belong together",
-          storage_->name, i * std::max(1, storage_->bytes), id, vocab);
-  }
+  for (auto& p : pieces_)
+    p.storage->visit([&](auto ids) {
+      // Negative ids are large ones without a sign.
+      for (int64_t i = p.begin; i < p.begin + p.size; ++i)
+        if (uint64_t(ids[i]) >= uint64_t(vocab)) [[unlikely]]
+          user_error(
+              "{}:{}: token id {} is outside the vocabulary of {}; the ids and "
+              "the model's vocab do not belong together",
+              p.storage->name, p.storage->offset + i * p.storage->bytes, ids[i],
+              vocab);
+    });
 }
 
 TokenSource TokenSource::part(int64_t begin, int64_t size) const {
   MOEC_CHECK(begin >= 0 && size >= 0 && begin + size <= size_);
-  return {storage_, begin_ + begin, size};
+  TokenSource out;
+  for (auto& p : pieces_) {
+    int64_t start = p.end - p.size;  // of the piece, as a token
+    int64_t from = std::max(begin, start), to = std::min(begin + size, p.end);
+    if (from < to) out.add(p.storage, p.begin + from - start, to - from);
+  }
+  return out;
+}
+
+void TokenBuffer::append(std::span<const uint32_t> ids) {
+  if (wide_)
+    wide_ids_.insert(wide_ids_.end(), ids.begin(), ids.end());
+  else
+    narrow_ids_.insert(narrow_ids_.end(), ids.begin(), ids.end());
+}
+
+TokenSource TokenBuffer::finish() && {
+  if (wide_) return TokenSource(std::move(wide_ids_));
+  auto s = std::make_shared<TokenSource::Storage>();
+  auto size = int64_t(narrow_ids_.size());
+  s->narrow = std::move(narrow_ids_);
+  s->data = reinterpret_cast<const std::byte*>(s->narrow.data());
+  s->bytes = 2;
+  TokenSource t;
+  t.add(std::move(s), 0, size);
+  return t;
 }
 
 std::pair<TokenSource, TokenSource> split_tokens(const TokenSource& all,

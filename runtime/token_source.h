@@ -14,13 +14,18 @@
 
 namespace moec {
 
-// A range of token ids, in memory or in a mapped file. Copies share the ids.
+// Token ids in memory or in mapped files, one after another. Copies share them.
 class TokenSource {
  public:
+  TokenSource() = default;  // no tokens
   explicit TokenSource(std::vector<int32_t> ids);
   // A headerless little-endian .bin file of u16 (bytes = 2) or u32 (4) ids.
   // A UserError if it is empty or cut within an id.
   static TokenSource from_bin(const std::filesystem::path& file, int bytes);
+  // A .npy file of integers of any width (runtime/npy.h).
+  static TokenSource from_npy(const std::filesystem::path& file);
+  // The parts, one behind the other.
+  static TokenSource join(const std::vector<TokenSource>& parts);
 
   int64_t size() const { return size_; }
   // out[i] = id of token begin + i.
@@ -30,12 +35,30 @@ class TokenSource {
   TokenSource part(int64_t begin, int64_t size) const;
 
  private:
+  friend class TokenBuffer;
   struct Storage;
-  TokenSource(std::shared_ptr<const Storage> storage, int64_t begin,
-              int64_t size);
+  // Ids begin .. begin + size - 1 of a storage; they end before token `end`.
+  struct Piece {
+    std::shared_ptr<const Storage> storage;
+    int64_t begin, size, end;
+  };
+  void add(std::shared_ptr<const Storage> storage, int64_t begin, int64_t size);
 
-  std::shared_ptr<const Storage> storage_;
-  int64_t begin_ = 0, size_ = 0;
+  std::vector<Piece> pieces_;  // none is empty
+  int64_t size_ = 0;
+};
+
+// Ids that an encoder writes: two bytes each where the vocabulary allows.
+class TokenBuffer {
+ public:
+  explicit TokenBuffer(int64_t vocab) : wide_(vocab > 65536) {}
+  void append(std::span<const uint32_t> ids);
+  TokenSource finish() &&;
+
+ private:
+  bool wide_;
+  std::vector<uint16_t> narrow_ids_;
+  std::vector<int32_t> wide_ids_;
 };
 
 // Training and validation text: validation is the last `val_fraction` in

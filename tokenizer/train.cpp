@@ -122,7 +122,7 @@ Tokenizer train_bpe(std::string_view text, const TrainOptions& options) {
 }
 
 Tokenizer make_tokenizer(const std::string& spec, std::string_view text,
-                         int threads) {
+                         int threads, const std::string& special) {
   if (spec == "char") return Tokenizer::chars(text);
   if (spec == "bytes") return Tokenizer::bytes();
   if (!spec.starts_with("bpe:")) return Tokenizer::load(spec);
@@ -135,6 +135,7 @@ Tokenizer make_tokenizer(const std::string& spec, std::string_view text,
         "there is no tokenizer \"{}\"; use char, bytes, bpe:N with N of at "
         "least 256, or a file",
         spec);
+  if (!special.empty()) o.specials = {special};
   return train_bpe(text, o);
 }
 

@@ -56,8 +56,9 @@ Tokenizer train_bpe_files(const std::vector<std::string>& paths,
 Tokenizer train_bpe(std::string_view text, const TrainOptions& options);
 
 // What the config key data.tokenizer asks for: "char" and "bpe:N" learn from
-// the text, "bytes" needs none, anything else is a file to load.
+// the text, "bytes" needs none, anything else is a file to load. A `special`
+// token, if not empty, is one of bpe:N's.
 Tokenizer make_tokenizer(const std::string& spec, std::string_view text,
-                         int threads);
+                         int threads, const std::string& special = {});
 
 }  // namespace moec

@@ -112,6 +112,17 @@ struct Assign {
       p->push_back(*v);
     }
   }
+  void operator()(std::vector<std::string>* p) const {
+    p->clear();
+    auto add = [&](const toml::node& e) {
+      auto v = e.value_exact<std::string>();
+      if (!v) s.fail("must be a string or a list of strings");
+      if (!v->empty()) p->push_back(*v);
+    };
+    auto* a = s.value.as_array();
+    if (!a) return add(s.value);
+    for (auto& e : *a) add(e);
+  }
   void operator()(Biases* p) const {
     *p = {};
     if (auto b = s.value.value_exact<bool>()) {

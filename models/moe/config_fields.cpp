@@ -102,6 +102,8 @@ std::vector<Field> fields(Config& c) {
   model_fields(c.model, out);
   moe_fields(c.moe, out);
   out.push_back({"data", "path", &c.data.path});
+  out.push_back({"data", "field", &c.data.field});
+  out.push_back({"data", "eos", &c.data.eos});
   out.push_back({"data", "tokenizer", &c.data.tokenizer});
   out.push_back({"data", "val_fraction", &c.data.val_fraction, 0, 0.99});
   train_fields(c.train, out);

@@ -32,6 +32,13 @@ struct ToText {
   std::string operator()(const std::vector<i64>* p) const {
     return fmt::format("[{}]", fmt::join(*p, ", "));
   }
+  // One is written as itself, so that old files and new ones look alike.
+  std::string operator()(const std::vector<std::string>* p) const {
+    if (p->size() <= 1) return toml_string(p->empty() ? "" : p->front());
+    std::vector<std::string> l;
+    for (auto& s : *p) l.push_back(toml_string(s));
+    return fmt::format("[{}]", fmt::join(l, ", "));
+  }
   std::string operator()(const Biases* p) const {
     if (*p == Biases{}) return "false";
     if (*p == Biases{true, true, true, false, true}) return "true";

@@ -19,23 +19,30 @@ struct Corpus {
   TokenSource train, val;
 };
 
-// The text at `path`: a file, or the built-in one.
-std::string read_text(const std::string& path);
+// Tokenizer by data.tokenizer: "char" and "bpe:N" take theirs from the text of
+// data.path; others open no data.
+Tokenizer make_tokenizer(const Config& config);
 
-// Tokenizer by data.tokenizer: "char" and "bpe:N" take theirs from the text.
-Tokenizer make_tokenizer(const Config& config, const std::string& text);
+// The id that stands between documents, by data.eos: the tokenizer's own end of
+// text ("", if it has one), none ("none") or a token's text; -1: none.
+i64 document_end(const DataConfig& data, const Tokenizer& tokenizer);
 
 // Sets model.vocab from the tokenizer where it is 0. A UsageError if it is
 // smaller than the tokenizer's.
 void resolve_vocab(Config& config, const Tokenizer& tokenizer);
 
-// Reads and splits the data of a config, and resolves its vocabulary. A path
-// that ends in .bin holds token ids (u16 if vocab <= 65536, else u32). With a
-// `tokenizer` (a checkpoint's) that one encodes the text.
+// Opens and splits the data of a config, and resolves its vocabulary. Files of
+// token ids are mapped (*.npy, and *.bin: u16 if vocab <= 65536, else u32); of
+// text the ids are kept. A `tokenizer` (a checkpoint's) encodes the text.
 Corpus load_corpus(Config& config, std::optional<Tokenizer> tokenizer = {});
 
-// Ids of one file, for eval: text through `tokenizer`, or a .bin of ids.
-TokenSource load_tokens(const std::string& path, const Config& config,
+// Ids of files, for eval: text through `tokenizer`, or files of ids.
+TokenSource load_tokens(const std::vector<std::string>& paths,
+                        const Config& config,
                         const std::optional<Tokenizer>& tokenizer);
+
+// Bytes of the text of all tokens but the first, which no model predicts;
+// special tokens are no text.
+i64 predicted_bytes(const Tokenizer& tokenizer, const TokenSource& tokens);
 
 }  // namespace moec::moe

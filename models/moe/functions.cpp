@@ -65,6 +65,21 @@ std::unique_ptr<Graph> logits_function(const Transformer& m, i64 b, i64 t) {
   });
 }
 
+std::unique_ptr<Graph> encode_function(const Transformer& m, i64 b, i64 t) {
+  return trace("encode", m.parameters(), [&] {
+    EncodeOptions o;
+    o.capacity = m.config().moe.eval_capacity;
+    return Outputs{{"features", m.encode(token_input(b, t), o).x}};
+  });
+}
+
+std::unique_ptr<Graph> head_function(const Transformer& m, i64 b, i64 t) {
+  return trace("head", m.parameters(), [&] {
+    Dims shape{b, t, m.config().model.d_model};
+    return Outputs{{"logits", m.decode(input("features", DType::F32, shape))}};
+  });
+}
+
 std::unique_ptr<Graph> next_token_function(const Transformer& m, i64 b, i64 t) {
   return trace("next_token", m.parameters(), [&] {
     EncodeOptions o;
@@ -250,7 +265,8 @@ std::unique_ptr<Graph> update_function(const Transformer& m) {
 }
 
 std::vector<std::string> function_names(const Transformer& m) {
-  std::vector<std::string> names = {"train_step", "loss",    "grad",  "logits",
+  std::vector<std::string> names = {"train_step", "loss",    "grad",
+                                    "logits",     "encode",  "head",
                                     "eval",       "prefill", "decode"};
   if (m.config().train.accumulate > 1) {
     names[0] = "accumulate";
@@ -264,6 +280,8 @@ std::unique_ptr<Graph> make_function(const Transformer& m,
   if (name == "logits") return logits_function(m, b, t);
   if (name == "loss") return loss_function(m, b, t);
   if (name == "grad") return grad_function(m, b, t);
+  if (name == "encode") return encode_function(m, b, t);
+  if (name == "head") return head_function(m, b, t);
   if (name == "prefill") return prefill_function(m, b, t, t);
   if (name == "decode") return decode_function(m, b, t);
   if (name == "eval") return eval_function(m, b, t);

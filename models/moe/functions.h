@@ -12,6 +12,10 @@ namespace moec::moe {
 
 // tokens -> logits f32[B,T,vocab]
 std::unique_ptr<Graph> logits_function(const Transformer&, i64 batch, i64 seq);
+// The two halves of logits: tokens -> features f32[B,T,d], and features ->
+// logits. (The references call the second decode; here that name is taken.)
+std::unique_ptr<Graph> encode_function(const Transformer&, i64 batch, i64 seq);
+std::unique_ptr<Graph> head_function(const Transformer&, i64 batch, i64 seq);
 // tokens, last i32[B] (positions in the flat B*T) -> logits f32[B,vocab] there
 std::unique_ptr<Graph> next_token_function(const Transformer&, i64 batch,
                                            i64 seq);

@@ -98,16 +98,7 @@ OpenedModel open_model(const std::filesystem::path& path,
   if (path.extension() == ".toml") {
     m.config = load_config(path, overrides);
     if (m.config.model.vocab > 0) return m;
-    auto& data = m.config.data;
-    bool from_text =
-        data.tokenizer == "char" || data.tokenizer.starts_with("bpe:");
-    if (from_text && data.path.empty())
-      usage_error(
-          "{}: model.vocab is missing, and there is no data.path to take a "
-          "vocabulary from",
-          path.string());
-    m.tokenizer =
-        make_tokenizer(m.config, from_text ? read_text(data.path) : "");
+    m.tokenizer = make_tokenizer(m.config);
     resolve_vocab(m.config, *m.tokenizer);
     return m;
   }

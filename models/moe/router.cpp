@@ -71,7 +71,7 @@ Routing Router::operator()(Tensor x, const RouteContext& context) const {
   Scope scope("router");
   Routing r;
   Tensor l = logits(x);
-  Tensor probs = softmax(l).named("probs");
+  Tensor probs = r.probs = softmax(l).named("probs");
   if (moe.gate == "topk_softmax") {
     auto [values, indices] = top_k(l, moe.top_k);
     r.weights = softmax(values);

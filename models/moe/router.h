@@ -15,6 +15,7 @@ struct Routing {
   Tensor weights;  // f32[N,k]; 0 where capacity dropped the choice
   Tensor indices;  // i32[N,k]
   Tensor gate;     // f32[N,E]: the weights at their experts, else 0
+  Tensor probs;    // f32[N,E]: softmax over all experts
   Tensor dropped;  // f32[N,1]: weight that capacity dropped; none without
   // Load balancing loss E * sum_e f_e P_e (Shazeer et al. 2017; Fedus et al.
   // 2021), f the share of choices (aux_top1: of first choices) that expert e

@@ -6,53 +6,71 @@
 #include <cmath>
 
 #include "models/moe/functions.h"
-#include "runtime/token_source.h"
 
 namespace moec::moe {
 namespace {
 
+constexpr size_t kListed = 12, kExcerpt = 400;
+
 using Counts = absl::flat_hash_map<int32_t, i64>;
 
-std::vector<int32_t> most_frequent(const Counts& counts, size_t most) {
-  std::vector<std::pair<i64, int32_t>> order;
-  for (auto& [token, n] : counts) order.push_back({-n, token});
-  std::ranges::sort(order);
-  if (order.size() > most) order.resize(most);
-  std::vector<int32_t> tokens;
-  for (auto& [n, token] : order) tokens.push_back(token);
-  return tokens;
+// The highest by `score`, ties by token; those with a score of 0 are left out.
+template <class Score>
+std::vector<TokenChoices> highest(const std::vector<TokenChoices>& all,
+                                  Score score) {
+  std::vector<std::pair<double, TokenChoices>> order;
+  for (auto& t : all)
+    if (double s = score(t); s > 0) order.push_back({-s, t});
+  auto by = [](auto& x) { return std::pair(x.first, x.second.token); };
+  std::ranges::sort(order, {}, by);
+  if (order.size() > kListed) order.resize(kListed);
+  std::vector<TokenChoices> out;
+  for (auto& [s, t] : order) out.push_back(t);
+  return out;
 }
 
 LayerReport summarize(const std::vector<Counts>& experts) {
   LayerReport layer;
-  double total = 0;
+  Counts by_token;
+  std::vector<i64> choices;
+  i64 total = 0;
   for (auto& counts : experts) {
+    i64 sum = 0;
+    for (auto& [token, n] : counts) {
+      sum += n;
+      by_token[token] += n;
+    }
+    choices.push_back(sum);
+    total += sum;
+  }
+  layer.load = load_stats(choices);
+  for (size_t i = 0; i < experts.size(); ++i) {
     auto& e = layer.experts.emplace_back();
-    for (auto& [token, n] : counts) e.choices += n;
-    e.tokens = most_frequent(counts, 8);
-    total += double(e.choices);
+    e.choices = choices[i];
+    e.share = double(e.choices) / double(std::max<i64>(total, 1));
+    std::vector<TokenChoices> tokens;
+    for (auto& [token, n] : experts[i])
+      tokens.push_back({token, n, double(n) / double(by_token[token])});
+    e.frequent = highest(tokens, [](auto& t) { return double(t.choices); });
+    e.typical = highest(tokens, [&](auto& t) {
+      return double(t.choices) * std::log(t.share / e.share);
+    });
   }
-  for (auto& e : layer.experts) {
-    e.share = double(e.choices) / std::max(total, 1.0);
-    if (e.choices == 0)
-      ++layer.dead;
-    else
-      layer.entropy -= e.share * std::log(e.share);
-  }
-  if (experts.size() > 1) layer.entropy /= std::log(double(experts.size()));
   return layer;
 }
 
 }  // namespace
 
-std::vector<LayerReport> report_routing(Engine& engine,
-                                        const Transformer& model, State& state,
-                                        const TokenSource& tokens) {
+RoutingReport report_routing(Engine& engine, const Transformer& model,
+                             State& state, const TokenSource& tokens) {
   auto& c = model.config();
   auto layers = size_t(c.num_moe_layers());
+  RoutingReport report;
+  if (layers == 0) return report;
   std::vector<std::vector<Counts>> counts(
       layers, std::vector<Counts>(size_t(c.moe.experts)));
-  if (layers == 0) return {};
+  report.layers.resize(layers);
+  std::vector<std::vector<int32_t>> first(layers);
   EvalWindows windows(tokens, c.train.seq);
   i64 rows = std::min(c.train.batch, windows.windows());
   Function f = engine.compile(routes_function(model, rows, c.train.seq));
@@ -62,14 +80,22 @@ std::vector<LayerReport> report_routing(Engine& engine,
     std::ranges::copy(batch.tokens, f.input<int32_t>("tokens").begin());
     f.run();
     auto routes = f.output<int32_t>("routes").data();
-    for (auto& layer : counts)
-      for (size_t n = 0; n < batch.tokens.size(); ++n)
-        for (i64 k = 0; k < c.moe.top_k; ++k, ++routes)
-          if (batch.targets[n] >= 0) ++layer[size_t(*routes)][batch.tokens[n]];
+    for (size_t l = 0; l < layers; ++l)
+      for (size_t n = 0; n < batch.tokens.size(); ++n, routes += c.moe.top_k) {
+        if (batch.targets[n] < 0) continue;
+        if (first[l].size() < kExcerpt) {
+          first[l].push_back(routes[0]);
+          if (l == 0) report.excerpt.push_back(batch.tokens[n]);
+        }
+        for (i64 k = 0; k < c.moe.top_k; ++k)
+          ++counts[l][size_t(routes[k])][batch.tokens[n]];
+      }
   }
-  std::vector<LayerReport> out;
-  for (auto& layer : counts) out.push_back(summarize(layer));
-  return out;
+  for (size_t l = 0; l < layers; ++l) {
+    report.layers[l] = summarize(counts[l]);
+    report.layers[l].first = std::move(first[l]);
+  }
+  return report;
 }
 
 }  // namespace moec::moe

@@ -43,7 +43,7 @@ void require_same_run(Config now, Config before, const std::string& place) {
 
 RunStart start_run(const TrainOptions& o, const std::filesystem::path& folder) {
   std::optional<Tokenizer> tokenizer;
-  RunStart s{o.config, {{}, TokenSource({}), TokenSource({})}, {}};
+  RunStart s{o.config, {}, {}};
   if (o.resume)
     s.checkpoint = newest_checkpoint(folder, [](const std::string& why) {
       fmt::print(stderr, "passed over: {}\n", why);

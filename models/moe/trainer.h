@@ -32,7 +32,8 @@ struct TrainReport {
 
 // Trains to config.train.steps in total. The folder gets metrics.jsonl (a line
 // a step: step, loss, ce, aux, z, lr, grad_norm, tokens_per_s and, with MoE
-// layers, load_entropy (1: balanced) and dead_experts; at evaluations val_loss,
+// layers, load_entropy (1: balanced) and dead_experts, means over the layers of
+// entropy [layer] and load [layer][expert]; at evaluations val_loss,
 // val_ce, val_aux, val_z), config.toml and step-N folders. Progress and samples
 // go to stderr. Losses and checkpoints are a function of config and data only.
 TrainReport train(TrainOptions options);

@@ -141,6 +141,66 @@ TEST_CASE_FIXTURE(Fixture, "inspect counts parameters") {
     total += n;
   }
   CHECK(j["parameters"] == total);
+  CHECK(j["active_parameters"] < j["parameters"]);
+  CHECK(j["memory"]["parameters"] == 4 * total);
+  CHECK(j["memory"]["temporaries"] > 0);
+  CHECK(j["roofline"]["step_flops"] > 0);
+  CHECK(j["roofline"]["decode_tokens_per_s"] > 0);
+}
+
+TEST_CASE_FIXTURE(Fixture, "inspect says which experts take which tokens") {
+  REQUIRE(train().code == 0);
+  auto page = (dir / "page.html").string();
+  auto i = run_moec({"inspect", run.string(), "--text", data.string(), "--html",
+                     page, "--json"});
+  CAPTURE(i.err);
+  REQUIRE(i.code == 0);
+  auto j = nlohmann::json::parse(last_line(i.out));
+  REQUIRE(j["routing"].size() == 1);
+  auto& layer = j["routing"][0];
+  CHECK(layer["experts"].size() == 4);
+  int64_t choices = 0;
+  for (auto& e : layer["experts"]) {
+    choices += int64_t(e["choices"]);
+    for (auto& t : e["frequent"]) CHECK(t["token"].get<std::string>().size());
+  }
+  CHECK(choices == 2 * 299);
+  CHECK(layer["entropy"] > 0);
+  CHECK(layer["first"].size() == j["excerpt"].size());
+  auto html = read_file(page);
+  CHECK(html.starts_with("<!doctype html>"));
+  CHECK(html.find("MoE layer 0") != html.npos);
+  // Nothing is loaded from elsewhere.
+  for (auto part : {"http", "src=", "<script", "@import"})
+    CHECK(html.find(part) == html.npos);
+  auto table = run_moec({"inspect", run.string(), "--text", data.string()});
+  CHECK(table.code == 0);
+  CHECK(table.out.find("experts dead") != table.out.npos);
+}
+
+TEST_CASE_FIXTURE(Fixture, "data of several files, and metrics of experts") {
+  auto lines = (dir / "b.jsonl").string();
+  write_file_atomic(lines, "{\"body\": \"abc\"}\n{\"body\": \"cba\"}\n");
+  auto t = train({"--data", lines, "--set", "data.field=body"});
+  CAPTURE(t.err);
+  REQUIRE(t.code == 0);
+  CHECK(t.err.find("experts, by layer: entropy") != t.err.npos);
+  auto metrics =
+      nlohmann::json::parse(last_line(read_file(run / "metrics.jsonl")));
+  CHECK(metrics["entropy"].size() == 1);
+  REQUIRE(metrics["load"].size() == 1);
+  int64_t load = 0;
+  for (auto& n : metrics["load"][0]) load += int64_t(n);
+  CHECK(load == 2 * 6 * 2);
+  // The checkpoint's config has the field.
+  auto e = run_moec({"eval", run.string(), "--data", data.string(), "--data",
+                     lines, "--json"});
+  CAPTURE(e.err);
+  REQUIRE(e.code == 0);
+  CHECK(nlohmann::json::parse(last_line(e.out))["tokens"] == 305);
+  fails(run_moec({"eval", run.string(), "--data", lines, "--set",
+                  "data.field=text"}),
+        1, "b.jsonl:1:0");
 }
 
 TEST_CASE("kernel benches give a rate for each row") {

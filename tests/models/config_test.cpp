@@ -52,7 +52,7 @@ TEST_CASE("--set takes TOML values and bare strings") {
       {"train.lr=1e-3", "data.path=some/file.txt", "model.norm=layer",
        "model.bias=true", "model.qk_norm=false", "train.steps=7"});
   CHECK(c.train.lr == 1e-3);
-  CHECK(c.data.path == "some/file.txt");
+  CHECK(c.data.path == std::vector<std::string>{"some/file.txt"});
   CHECK(c.model.norm == "layer");
   CHECK(c.model.bias == Biases{true, true, true, false, true});
   CHECK(c.model.qk_norm == "none");

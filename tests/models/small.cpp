@@ -37,7 +37,10 @@ seq = 6
 }
 
 SmallModel::SmallModel(const Config& c, const std::string& device)
-    : config(c), model(c), engine({.device = device}) {
+    : SmallModel(c, EngineOptions{.device = device}) {}
+
+SmallModel::SmallModel(const Config& c, const EngineOptions& options)
+    : config(c), model(c), engine(options) {
   init_parameters(state, model.parameters(), 1);
   for (auto& p : model.parameters().all()) {
     auto values = state.f32(p.name);
@@ -95,6 +98,12 @@ std::vector<std::vector<std::string>> variants() {
        "model.residual_ffn=false"},
       {"model.bias=[\"attn_out\", \"router\", \"head\"]", "moe.noise=softplus",
        "model.ffn=relu", "model.pos=none", "model.dropout=0.1"},
+      {"moe.noise=gaussian", "model.ffn=silu", "model.moe_layers=[1]",
+       "model.init=scaled", "model.d_head=6", "moe.capacity=0.7",
+       "moe.capacity_scope=batch"},
+      {"moe.noise=jitter", "model.init=xavier", "moe.top_k=1",
+       "moe.capacity=0.8", "moe.overflow=pass", "moe.gate=softmax_topk"},
+      {"moe.experts=0", "moe.aux_coef=0", "moe.z_coef=0"},
   };
 }
 

@@ -15,6 +15,7 @@ Config small_config(const std::vector<std::string>& overrides = {});
 // softmaxes and routing matter.
 struct SmallModel {
   explicit SmallModel(const Config& config, const std::string& device = "ref");
+  SmallModel(const Config& config, const EngineOptions& options);
   Config config;
   Transformer model;
   State state;

@@ -1,16 +1,32 @@
 #!/usr/bin/env bash
-# Builds the tokenizer's fuzz targets with clang-19 (ASan, UBSan) and runs each
-# for SECONDS: 10, or with MOEC_TEST_LONG=1 an hour in all.
-# usage: tests/fuzz/tokenizer.sh [SECONDS] [BUILD_FOLDER]
+# Builds the fuzz targets of AREA (tokenizer or data) with clang-19 (ASan, UBSan)
+# and runs each for SECONDS: 10, or with MOEC_TEST_LONG=1 twenty minutes.
+# usage: tests/fuzz/run.sh AREA [SECONDS] [BUILD_FOLDER]
 set -eu
 root=$(cd "$(dirname "$0")/../.." && pwd)
+area=$1
+case $area in
+  tokenizer)
+    targets="readers encode train"
+    sources="tokenizer/*.cpp support/*.cpp"
+    libraries="-lpcre2-8 -lutf8proc -lxxhash -lpthread"
+    seeds="tests/tokenizer/golden/*"
+    ;;
+  data)
+    targets="npy jsonl"
+    sources="runtime/npy.cpp runtime/jsonl.cpp support/*.cpp"
+    libraries="-lxxhash -lpthread"
+    seeds="tests/fuzz/seeds/*"
+    ;;
+esac
 long=10
 [ "${MOEC_TEST_LONG:-}" != 1 ] || long=1200
-seconds=${1:-$long}
-build=${2:-$root/build/fuzz-tokenizer}
+seconds=${2:-$long}
+build=${3:-$root/build/fuzz-$area}
+count=$(echo "$targets" | wc -w)
 if ! command -v clang++-19 >/dev/null; then
   echo "skipped: clang++-19 is not installed"
-  echo "moec-test: 0 passed, 0 failed, 3 skipped"
+  echo "moec-test: 0 passed, 0 failed, $count skipped"
   exit 0
 fi
 mkdir -p "$build"
@@ -19,10 +35,11 @@ flags="-std=c++20 -O1 -g -I. -DFMT_HEADER_ONLY=1 -Wno-unknown-pragmas
   -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined"
 # An object is as new as its source and every header.
 # shellcheck disable=SC2012
-headers=$(ls -t tokenizer/*.h tokenizer/*.inc support/*.h | head -n 1)
+headers=$(ls -t tokenizer/*.h tokenizer/*.inc runtime/*.h support/*.h |
+  head -n 1)
 objects=
 todo=
-for source in tokenizer/*.cpp support/*.cpp; do
+for source in $sources; do
   object=$build/$(echo "$source" | tr / _).o
   objects="$objects $object"
   if [ "$source" -nt "$object" ] || [ "$headers" -nt "$object" ]; then
@@ -32,13 +49,14 @@ done
 # shellcheck disable=SC2016,SC2086
 printf '%s %s\n' $todo | FLAGS=$flags xargs -r -n 2 -P "$(nproc)" \
   sh -c '[ -z "$1" ] || clang++-19 $FLAGS -c "$0" -o "$1"'
-for target in readers encode train; do
+for target in $targets; do
   # shellcheck disable=SC2086
-  clang++-19 $flags -fsanitize=fuzzer "tests/fuzz/tokenizer_$target.cpp" \
-    $objects -lpcre2-8 -lutf8proc -lxxhash -lpthread -o "$build/$target"
+  clang++-19 $flags -fsanitize=fuzzer "tests/fuzz/${area}_$target.cpp" \
+    $objects $libraries -o "$build/$target"
   corpus=$build/corpus_$target
   mkdir -p "$corpus"
-  cp tests/tokenizer/golden/* "$corpus"
+  # shellcheck disable=SC2086
+  cp $seeds "$corpus"
   "$build/$target" -max_total_time="$seconds" -max_len=4096 -timeout=20 \
     -rss_limit_mb=4096 -verbosity=0 -print_final_stats=1 "$corpus" \
     2>"$build/$target.log" || {
@@ -49,4 +67,4 @@ for target in readers encode train; do
   echo "fuzz $target: $(grep -o 'number_of_executed_units: [0-9]*' \
     "$build/$target.log")"
 done
-echo "moec-test: 3 passed, 0 failed, 0 skipped"
+echo "moec-test: $count passed, 0 failed, 0 skipped"
