@@ -5,7 +5,6 @@
 #include "models/moe/data_files.h"
 #include "support/cpu.h"
 #include "support/error.h"
-#include "tokenizer/text_file.h"
 #include "tokenizer/train.h"
 #include "tokenizer/vocabulary.h"
 
@@ -131,10 +130,13 @@ Tokenizer make_tokenizer(const Config& config) {
         "data.tokenizer",
         files[0].path);
   std::string end = has_end(d) ? d.eos : "", all;
-  if (files.size() == 1 && files[0].kind == DataKind::Text &&
-      files[0].path != kBuiltinText && end.empty()) {
-    TextFile file(files[0].path);
-    return moec::make_tokenizer(d.tokenizer, file.text(), threads);
+  if (files.size() == 1 && files[0].kind == DataKind::Text && end.empty()) {
+    // One text is not copied.
+    std::optional<Tokenizer> t;
+    for_each_document(files, d.field, [&](std::string_view text) {
+      t = moec::make_tokenizer(d.tokenizer, text, threads);
+    });
+    return *t;
   }
   for_each_document(files, d.field, [&](std::string_view text) {
     all += text;

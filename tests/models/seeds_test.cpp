@@ -73,7 +73,7 @@ void falls(const std::string& text, i64 steps, double by) {
   }
 }
 
-TEST_CASE("every seed learns from the built-in text") { falls("", 30, 0.8); }
+TEST_CASE("every seed learns from the built-in text") { falls("", 20, 0.6); }
 
 TEST_CASE("every seed learns from Tiny Shakespeare and Panchatantra") {
   for (std::string name : {"tinyshakespeare", "panchatantra-ryder-clean"}) {
