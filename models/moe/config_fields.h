@@ -9,10 +9,10 @@
 namespace moec::moe {
 
 struct Field {
-  using Target =
-      std::variant<i64*, double*, bool*, std::string*, std::vector<i64>*,
-                   std::vector<std::string>*, Biases*, std::map<std::string, i64>*,
-                   std::map<std::string, std::string>*>;
+  using Target = std::variant<i64*, double*, bool*, std::string*,
+                              std::vector<i64>*, std::vector<std::string>*,
+                              Biases*, std::map<std::string, i64>*,
+                              std::map<std::string, std::string>*>;
   std::string_view section, key;
   Target target;
   double min = -std::numeric_limits<double>::infinity();
