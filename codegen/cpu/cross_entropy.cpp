@@ -118,8 +118,9 @@ CrossEntropyPlan cross_entropy_plan(const CrossEntropySpec& s,
         1, 2 * logits + 2 * weights, [c, first_chunk](Emit& e) {
           emit_cross_entropy_dw(e, c, first_chunk);
         });
-    add("dx", {B::W, B::Logits, B::Xt, B::Dx}, c.dx_tasks(), 0, 1,
-        logits + weights, [c](Emit& e) { emit_cross_entropy_dx(e, c); });
+    add("dx", {B::W, B::Logits, B::Xt, B::Dx}, c.dx_tasks(),
+        4 * c.dx_scratch(tile_rows(target)), 1, logits + weights,
+        [c](Emit& e) { emit_cross_entropy_dx(e, c); });
   }
   return plan;
 }

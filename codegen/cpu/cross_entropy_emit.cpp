@@ -346,15 +346,19 @@ void emit_cross_entropy_dx(Emit& e, const Chunk& c) {
     return e.define("dx" + std::to_string(rows), params, [&](const Vs& a) {
       LaneTile t{rows, int(panel / L), L};
       Vs sums = load_tile(e, t, a[2], panel);
-      sums = tile_product(e, t, sums, {{a[0], 1, d}}, a[1], panel, a[3],
+      sums = tile_product(e, t, sums, {{a[0], 1, R}}, a[1], panel, a[3],
                           nullptr, {{a[4], e.i(d)}});
       store_tile(e, t, sums, a[2], panel);
     });
   };
   e.loop(e.i(0), e.i(c.spec.vocab), c.block, [&](V v) {
     V n = block_rows(e, c, v);
+    const int64_t pitch = c.dx_pitch(R);
+    e.call(pack_tiles(e, "pack", R, d, pitch, int(d % Chunk::kChannels % R)),
+           {e.at(e.buffer(0), e.add(e.mul(v, d), from)), e.scratch(), n,
+            channels});
     for_rows(e, channels, Chunk::kChannels, d, R, [&](V i, int rows) {
-      V w = e.at(e.buffer(0), e.add(e.mul(v, d), e.add(from, i)));
+      V w = e.at(e.scratch(), e.mul(e.div(i, e.i(R)), pitch));
       // two tiles fetch a line of the next block's rows, half of them each
       V number = e.div(i, e.i(R)), half = e.and_(number, e.i(1));
       V line = e.add(from, e.mul(e.lshr(number, e.i(1)), 2 * R));

@@ -42,6 +42,11 @@ struct CrossEntropyChunk {
   // dX: tasks own half the panels and some channels.
   static constexpr int64_t kChannels = 128;
   int64_t panel_group() const { return (panels() + 1) / 2; }
+  // A block of W in tiles of `rows`, a line apart, in f32.
+  int64_t dx_pitch(int rows) const { return block * rows + 16; }
+  int64_t dx_scratch(int rows) const {
+    return (kChannels + rows - 1) / rows * dx_pitch(rows);
+  }
   int64_t dx_tasks() const {
     int64_t groups = (panels() + panel_group() - 1) / panel_group();
     return groups * ((spec.dim + kChannels - 1) / kChannels);

@@ -169,6 +169,8 @@ void emit_logits(Emit& e, const Chunk& c) {
     // logits in base 2, in place
     Vs best(2, e.splat(e.f(-1e30)));
     best = e.loop(e.i(0), n, 1, best, [&](V v, Vs m) {
+      // what the exponentials will be stored to
+      if (c.keeps_logits()) e.prefetch(rows.plain_at(v, t), 3, true);
       V bias = nullptr;
       if (c.spec.bias)
         bias = e.load(DType::BF16, e.at(e.buffer(1), e.add(first, v), 2));
@@ -266,6 +268,8 @@ void emit_dw(Emit& e, const Chunk& c, Order order) {
         Vs x;
         for (int j = 0; j < 2; ++j) {
           V t = e.add(e.mul(p, c.panel), j * L);
+          // rows are too far apart for the hardware's prefetcher
+          if (j == 0) e.prefetch(rows.plain_at(v, e.add(t, 2 * c.panel)));
           x.push_back(
               e.mul(e.vload(DType::BF16, rows.plain_at(v, t)), factor[j]));
         }

@@ -96,6 +96,33 @@ Vs tile_product(Emit& e, LaneTile t, Vs acc, const std::vector<Bcast>& a, V b,
   return carried;
 }
 
+Fn pack_tiles(Emit& e, const char* name, int rows, int64_t ld, int64_t pitch,
+              int rest) {
+  std::vector<Ty> params = {Ty::Ptr, Ty::Ptr, Ty::I64, Ty::I64};
+  return e.define(name, params, [&, rows, ld, pitch, rest](const Vs& a) {
+    V tiles = e.div(a[3], e.i(rows)), pairs = e.and_(tiles, e.i(-2));
+    e.loop(e.i(0), a[2], 1, [&](V k) {
+      V from = e.at(a[0], e.mul(k, ld)), to = e.at(a[1], e.mul(k, rows));
+      auto tile_at = [&](V tile) { return e.at(to, e.mul(tile, pitch)); };
+      e.loop(e.i(0), pairs, 2, [&](V tile) {
+        V at = e.at(from, e.mul(tile, rows)), p = tile_at(tile);
+        V x = e.vload(DType::F32, at, nullptr, 2 * rows);
+        e.vstore(DType::F32, e.slice(x, 0, rows), p);
+        e.vstore(DType::F32, e.slice(x, rows, rows), e.at(p, pitch));
+      });
+      auto one = [&](V tile, int columns) {
+        V mask = columns < rows ? e.mask(e.i(columns), rows) : nullptr;
+        V at = e.at(from, e.mul(tile, rows));
+        e.vstore(DType::F32, e.vload(DType::F32, at, mask, rows),
+                 tile_at(tile));
+      };
+      e.if_(e.lt(pairs, tiles), [&] { one(pairs, rows); });
+      if (rest)
+        e.if_(e.lt(e.mul(tiles, rows), a[3]), [&] { one(tiles, rest); });
+    });
+  });
+}
+
 Vs clamped_rows(Emit& e, V base, int64_t stride, V count) {
   Vs rows;
   V last = e.add(count, -1);

@@ -47,8 +47,9 @@ Vs load_tile(Emit&, LaneTile, V p, int64_t ld, V mask = nullptr);
 void store_tile(Emit&, LaneTile, const Vs& acc, V p, int64_t ld,
                 V mask = nullptr);
 
-// Lines to fetch meanwhile, one per two steps, `stride` (i64) elements apart. Spread out so, a stream of weights hides
-// behind the arithmetic; a burst would fill the miss buffers.
+// Lines to fetch meanwhile, one per two steps, `stride` (i64) elements apart.
+// Spread out so, a stream of weights hides behind the arithmetic; a burst would
+// fill the miss buffers.
 struct Prefetch {
   V base, stride;
   int locality = 2;
@@ -64,6 +65,12 @@ inline int64_t spread(int64_t floats, int64_t steps) {
 Vs tile_product(Emit&, LaneTile, Vs acc, const std::vector<Bcast>& a, V b,
                 int64_t ldb, V count, V mask = nullptr,
                 const std::vector<Prefetch>& prefetch = {});
+
+// Function pack(src, dst, k, columns): dst[tile][k][rows] = src[k][column], for
+// tiles `pitch` apart. The last tile has `rest` columns, if not 0. For a
+// Bcast that would walk down columns, of which each line came from L2 twice.
+Fn pack_tiles(Emit&, const char* name, int rows, int64_t ld, int64_t pitch,
+              int rest);
 
 // Addresses of lanes() rows base + min(r, count - 1) * stride elements.
 Vs clamped_rows(Emit&, V base, int64_t stride, V count);

@@ -84,35 +84,6 @@ struct Hidden {
     });
   }
 
-  // pack(W, P, k, n): P[tile][k][rows] = W[k][column] of n columns, the last
-  // tile `rest` wide
-  Fn pack(const char* name, int64_t ld, int64_t pitch, int rest) {
-    std::vector<Ty> params = {Ty::Ptr, Ty::Ptr, Ty::I64, Ty::I64};
-    return e.define(name, params, [&, ld, pitch, rest](const Vs& a) {
-      V tiles = e.div(a[3], e.i(rows)), pairs = e.and_(tiles, e.i(-2));
-      e.loop(e.i(0), a[2], 1, [&](V k) {
-        V from = e.at(a[0], e.mul(k, ld)), to = e.at(a[1], e.mul(k, rows));
-        auto tile_at = [&](V tile) { return e.at(to, e.mul(tile, pitch)); };
-        e.loop(e.i(0), pairs, 2, [&](V tile) {
-          V x = e.vload(DType::F32, e.at(from, e.mul(tile, rows)), nullptr,
-                        2 * rows);
-          V p = tile_at(tile);
-          e.vstore(DType::F32, e.slice(x, 0, rows), p);
-          e.vstore(DType::F32, e.slice(x, rows, rows), e.at(p, pitch));
-        });
-        auto one = [&](V tile, int columns) {
-          V mask = columns < rows ? e.mask(e.i(columns), rows) : nullptr;
-          V at = e.at(from, e.mul(tile, rows));
-          e.vstore(DType::F32, e.vload(DType::F32, at, mask, rows),
-                   tile_at(tile));
-        };
-        e.if_(e.lt(pairs, tiles), [&] { one(pairs, rows); });
-        if (rest)
-          e.if_(e.lt(e.mul(tiles, rows), a[3]), [&] { one(tiles, rest); });
-      });
-    });
-  }
-
   // back(W, dH, Xt, n, ahead): Xt += W^T dH over n features
   Fn back(LaneTile t) {
     std::string name = "back" + std::to_string(t.rows) + "_" +
@@ -186,7 +157,8 @@ struct Hidden {
     e.loop(e.i(0), e.i(s.hidden), kFeatureBlock, [&](V f) {
       V n = e.min(e.sub(e.i(s.hidden), f), e.i(kFeatureBlock));
       V packed = part(at.packed);
-      e.call(pack("pack_down", s.hidden, at.down_pitch, int(s.hidden % rows)),
+      e.call(pack_tiles(e, "pack_down", rows, s.hidden, at.down_pitch,
+                        int(s.hidden % rows)),
              {e.at(w_down, f), packed, e.i(s.dim), n});
       auto hidden_tiles = [&](V i, int tile_rows) {
         V at_f = e.add(f, i);
@@ -233,7 +205,8 @@ struct Hidden {
         e.if_(e.lt(whole, n), [&] { hidden_tiles(whole, rest); });
 
       for (int half = 0; half < (gated ? 2 : 1); ++half) {
-        e.call(pack("pack_back", s.dim, at.back_pitch, int(s.dim % rows)),
+        e.call(pack_tiles(e, "pack_back", rows, s.dim, at.back_pitch,
+                          int(s.dim % rows)),
                {e.at(half ? w_gate : w_up, e.mul(f, s.dim)), packed, n,
                 e.i(s.dim)});
         // a panel's dH of these features stays in L1
