@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <bit>
 
 #include "codegen/cpu/attention_emit.h"
 #include "codegen/cpu/philox.h"
@@ -44,6 +45,18 @@ std::string attention_key(const char* kernel, const AttentionSpec& s) {
       s.k_len, s.dim, s.value_dim, int(s.causal), s.window, s.scale, s.dropout,
       s.stream, view(s.q), view(s.k), view(s.v), view(s.o), view(s.dq),
       view(s.dk), view(s.dv));
+}
+
+Prefetch fetch_ahead(Emit& e, const AttentionSpec& s, V base, V key,
+                     const AttentionView& v, int64_t channels, bool next) {
+  auto power = [](int64_t n) { return int64_t(std::bit_floor(uint64_t(n))); };
+  const int64_t span = power(std::max<int64_t>(s.dim / 2, 8));
+  const int64_t lines = power(std::max<int64_t>(channels / 16, 1));
+  V row = floor_to(e, key, span);
+  if (next) row = e.add(row, span);
+  V line = e.and_(e.lshr(key, e.i(3)), e.i(lines - 1));
+  V at = e.add(e.mul(row, v.row), e.mul(line, 16));
+  return {e.at(base, at), e.i(v.row), next ? 3 : 2};
 }
 
 V floor_to(Emit& e, V n, int64_t multiple) { return e.and_(n, e.i(-multiple)); }
@@ -147,7 +160,8 @@ Fn pack_function(Emit& e, const std::string& name, int64_t stride, int64_t cols,
   return e.define(name, {Ty::Ptr, Ty::Ptr, Ty::I64}, [&](const Vs& a) {
     pack_rows(e, clamped_rows(e, a[0], stride, a[2]), cols, a[1],
               panel_lanes(e.target()),
-              scale == 1 ? nullptr : e.splat(e.f(scale)));
+              scale == 1 ? nullptr : e.splat(e.f(scale)),
+              panel_lanes(e.target()) * stride);
   });
 }
 

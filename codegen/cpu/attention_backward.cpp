@@ -47,8 +47,11 @@ struct Backward {
         V keys = e.at(a[0], e.mul(k, s.k.row));
         V row = e.mul(k, kBlockRow);
         V p = e.at(a[4], row), ds = e.at(a[5], row);
-        Vs c = tile_product(e, t, zero_tile(e, t), {{keys, s.k.row, 1}}, a[2],
-                            panel, e.i(s.dim));
+        Vs c =
+            tile_product(e, t, zero_tile(e, t), {{keys, s.k.row, 1}}, a[2],
+                         panel, e.i(s.dim), nullptr,
+                         {fetch_ahead(e, s, a[0], k, s.k, s.dim, true),
+                          fetch_ahead(e, s, a[1], k, s.v, s.value_dim, true)});
         for (int j = 0; j < C; ++j) {
           V lse = e.vload(DType::F32, e.at(a[6], j * L));
           for (int i = 0; i < R; ++i) {
@@ -131,6 +134,8 @@ struct Backward {
     const int64_t width = s.value_dim;
     e.loop(e.i(0), e.i(s.q_len), 1, [&](V q) {
       V po = e.at(o, e.mul(q, s.o.row)), pd = e.at(dout, e.mul(q, s.o.row));
+      for (int64_t c = 0; c < width; c += 16)
+        e.prefetch(e.at(po, 16 * s.o.row + c));
       auto step = [&](V c, Vs sum, V mask) {
         return Vs{e.fma(e.vload(DType::F32, e.at(po, c), mask),
                         e.vload(DType::F32, e.at(pd, c), mask), sum[0])};

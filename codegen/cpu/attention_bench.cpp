@@ -7,34 +7,42 @@
 #include <random>
 
 #include "codegen/cpu/jit.h"
+#include "support/error.h"
 
 namespace moec {
 
 namespace {
 
-struct Memory {
-  std::vector<std::byte> bytes;
-  explicit Memory(int64_t n) : bytes(size_t(n) + 64) {}
-  std::byte* data() {
-    auto at = (reinterpret_cast<uintptr_t>(bytes.data()) + 63) / 64 * 64;
-    return reinterpret_cast<std::byte*>(at);
+// Tensors side by side in one buffer, as the runtime has them.
+struct Arena {
+  Buffer buffer;
+  int64_t used = 0;
+  bool bf16;
+
+  Arena(int64_t bytes, bool bf16) : buffer(bytes), bf16(bf16) {}
+  std::byte* take(int64_t bytes) {
+    MOEC_CHECK(used + bytes <= buffer.size());
+    std::byte* p = buffer.data() + used;
+    used += (bytes + 63) / 64 * 64;
+    return p;
+  }
+  // n values of the dtype.
+  std::byte* zeros(int64_t n) { return take(n * (bf16 ? 2 : 4)); }
+  std::byte* random(int64_t n, unsigned seed) {
+    std::byte* p = zeros(n);
+    std::mt19937 gen(seed);
+    std::normal_distribution<float> normal;
+    for (int64_t k = 0; k < n; ++k) {
+      float x = normal(gen);
+      uint16_t h = f32_to_bf16(x);
+      if (bf16)
+        std::memcpy(p + 2 * k, &h, 2);
+      else
+        std::memcpy(p + 4 * k, &x, 4);
+    }
+    return p;
   }
 };
-
-Memory random_values(int64_t n, bool bf16, unsigned seed) {
-  Memory m(n * (bf16 ? 2 : 4));
-  std::mt19937 gen(seed);
-  std::normal_distribution<float> normal;
-  for (int64_t k = 0; k < n; ++k) {
-    float x = normal(gen);
-    uint16_t h = f32_to_bf16(x);
-    if (bf16)
-      std::memcpy(m.data() + 2 * k, &h, 2);
-    else
-      std::memcpy(m.data() + 4 * k, &x, 4);
-  }
-  return m;
-}
 
 AttentionSpec shape(int64_t batch, int64_t heads, int64_t kv_heads,
                     int64_t length, int64_t dim) {
@@ -93,33 +101,32 @@ std::vector<BenchRow> bench_attention(KernelLibrary& lib,
                                       const AttentionSpec& s, double seconds) {
   const int64_t nq = s.batch * s.heads * s.q_len,
                 nk = s.batch * s.kv_heads * s.k_len;
-  const int64_t width = s.bf16 ? 2 : 4;
-  Memory q = random_values(nq * s.dim, s.bf16, 1);
-  Memory k = random_values(nk * s.dim, s.bf16, 2);
-  Memory v = random_values(nk * s.value_dim, s.bf16, 3);
-  Memory dout = random_values(nq * s.value_dim, s.bf16, 4);
-  Memory o(nq * s.value_dim * width), lse(nq * 4);
-  Memory dq(nq * s.dim * width), dk(nk * s.dim * width),
-      dv(nk * s.value_dim * width);
-  Memory packed(s.bf16 ? attention_packed_bytes(s) : 0);
+  const int64_t packed_bytes = s.bf16 ? attention_packed_bytes(s) : 0;
+  const int64_t values = 2 * (nq + nk) * (s.dim + s.value_dim);
+  Arena arena(values * (s.bf16 ? 2 : 4) + nq * 4 + packed_bytes + 64 * 16,
+              s.bf16);
+  std::byte *q = arena.random(nq * s.dim, 1), *k = arena.random(nk * s.dim, 2),
+            *v = arena.random(nk * s.value_dim, 3),
+            *dout = arena.random(nq * s.value_dim, 4),
+            *o = arena.zeros(nq * s.value_dim), *lse = arena.take(nq * 4),
+            *dq = arena.zeros(nq * s.dim), *dk = arena.zeros(nk * s.dim),
+            *dv = arena.zeros(nk * s.value_dim),
+            *packed = arena.take(packed_bytes);
   uint32_t key[2] = {1, 2};
-  std::vector<BoundLaunch> forward;
-  if (s.bf16)
-    forward.push_back(
-        {attention_pack(s, lib.target()), {k.data(), v.data(), packed.data()}});
-  auto with_key = [&](std::vector<std::byte*> in,
-                      std::initializer_list<Memory*> out) {
+  using Buffers = std::vector<std::byte*>;
+  auto with_key = [&](Buffers in, const Buffers& out) {
     if (s.dropout > 0) in.push_back(reinterpret_cast<std::byte*>(key));
-    for (Memory* m : out) in.push_back(m->data());
+    in.insert(in.end(), out.begin(), out.end());
     return in;
   };
-  forward.push_back(
-      {attention_forward(s, lib.target()),
-       with_key({q.data(), k.data(), v.data()}, {&o, &lse, &packed})});
-  const BoundLaunch backward = {attention_backward(s, lib.target()),
-                                with_key({q.data(), k.data(), v.data(),
-                                          o.data(), lse.data(), dout.data()},
-                                         {&dq, &dk, &dv})};
+  std::vector<BoundLaunch> forward;
+  if (s.bf16)
+    forward.push_back({attention_pack(s, lib.target()), {k, v, packed}});
+  forward.push_back({attention_forward(s, lib.target()),
+                     with_key({q, k, v}, {o, lse, packed})});
+  const BoundLaunch backward = {
+      attention_backward(s, lib.target()),
+      with_key({q, k, v, o, lse, dout}, {dq, dk, dv})};
   double pairs = s.causal && !s.window ? double(s.q_len) * double(s.k_len) / 2
                                        : attention_pairs(s);
   double flops =

@@ -53,6 +53,14 @@ Fn unpack_function(Emit&, const std::string& name, int64_t stride,
 void emit_pairs_forward(KernelSpec&, const AttentionSpec&, const Target&);
 void emit_pairs_backward(KernelSpec&, const AttentionSpec&, const Target&);
 
+// Keys and values come from beyond L2 when a head is new, and the few rows of a
+// tile are too few misses at a time. So the tile at `key` fetches one line of
+// each of `span` rows, where the product over s.dim channels has room for them;
+// the tiles of a span together fetch all lines. `next`: of the span after the
+// tile's own, and into L1.
+Prefetch fetch_ahead(Emit&, const AttentionSpec& s, V base, V key,
+                     const AttentionView&, int64_t channels, bool next);
+
 V floor_to(Emit&, V n, int64_t multiple);  // a power of two; any sign
 V ceil_to(Emit&, V n, int64_t multiple);
 V clamp(Emit&, V n, V low, V high);

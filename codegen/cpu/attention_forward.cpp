@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <bit>
 
 #include "codegen/cpu/attention_emit.h"
 
@@ -31,22 +30,6 @@ struct Forward {
   const AttentionSpec& s;
   const int L = e.lanes(), panel = 2 * L, rows = tile_rows(e.target());
 
-  // Keys and values come from beyond L2 when a head is new, and the few rows of
-  // a tile are too few misses at a time. So each tile fetches one line of each
-  // of `span` later rows, and the tiles of a span together all lines.
-  Prefetch ahead(V base, V key, const AttentionView& v, int64_t channels,
-                 bool next) {
-    const int64_t span =
-        std::bit_floor<uint64_t>(std::max<int64_t>(s.dim / 2, 8));
-    const int64_t lines =
-        std::bit_floor<uint64_t>(std::max<int64_t>(channels / 16, 1));
-    V row = floor_to(e, key, span);
-    if (next) row = e.add(row, span);
-    V line = e.and_(e.lshr(key, e.i(3)), e.i(lines - 1));
-    V at = e.add(e.mul(row, v.row), e.mul(line, 16));
-    return {e.at(base, at), e.i(v.row), next ? 3 : 2};
-  }
-
   // scores(K, Qt, P, new_max, rel, from, to, V): tiles of keys from .. to
   Fn scores(int R, int C, bool masked) {
     std::string name =
@@ -60,10 +43,11 @@ struct Forward {
         best.push_back(e.vload(DType::F32, e.at(a[3], j * L)));
       best = e.loop(a[5], a[6], R, best, [&](V k, Vs best) {
         V keys = e.at(a[0], e.mul(k, s.k.row));
-        Vs c = tile_product(e, t, zero_tile(e, t), {{keys, s.k.row, 1}}, a[1],
-                            panel, e.i(s.dim), nullptr,
-                            {ahead(a[0], k, s.k, s.dim, true),
-                             ahead(a[7], k, s.v, s.value_dim, false)});
+        Vs c =
+            tile_product(e, t, zero_tile(e, t), {{keys, s.k.row, 1}}, a[1],
+                         panel, e.i(s.dim), nullptr,
+                         {fetch_ahead(e, s, a[0], k, s.k, s.dim, true),
+                          fetch_ahead(e, s, a[7], k, s.v, s.value_dim, false)});
         V to = e.at(a[2], e.mul(k, panel));
         for (int i = 0; i < R; ++i)
           for (int j = 0; j < C; ++j) {
@@ -119,10 +103,12 @@ struct Forward {
     });
   }
 
-  // values(V, P, Ot, alpha, n): Ot = alpha Ot + V^T P over n keys
+  // values(V, P, Ot, alpha, n, Q, O): Ot = alpha Ot + V^T P over n keys;
+  // fetches rows at Q for the next task and at O to be written
   Fn values(int C, bool rescale) {
     std::string name = "v" + std::to_string(C) + (rescale ? "a" : "");
-    std::vector<Ty> params = {Ty::Ptr, Ty::Ptr, Ty::Ptr, Ty::Ptr, Ty::I64};
+    std::vector<Ty> params = {Ty::Ptr, Ty::Ptr, Ty::Ptr, Ty::Ptr,
+                              Ty::I64, Ty::Ptr, Ty::Ptr};
     return e.define(name, params, [&, C, rescale](const Vs& a) {
       Vs alpha;
       for (int j = 0; j < C; ++j)
@@ -134,7 +120,9 @@ struct Forward {
         if (rescale)
           for (int i = 0; i < R * C; ++i) c[i] = e.mul(c[i], alpha[i % C]);
         c = tile_product(e, t, c, {{e.at(a[0], d), 1, s.v.row}}, a[1], panel,
-                         a[4]);
+                         a[4], nullptr,
+                         {{e.at(a[5], d), e.i(s.q.row)},
+                          {e.at(a[6], d), e.i(s.o.row), 3, true}});
         store_tile(e, t, c, to, panel);
       };
       const int64_t whole = s.value_dim / rows * rows;
@@ -159,6 +147,7 @@ struct Forward {
       return e.at(e.buffer(buffer), e.add(index, e.mul(row, v.row)));
     };
     V zero = e.i(0);
+    V next_q = view(0, s.q, h, e.sub(q0, e.i(panel)));
     V q = view(0, s.q, h, q0), k = view(1, s.k, kv, zero);
     V v = view(2, s.v, kv, zero), o = view(3 + drop, s.o, h, q0);
     V lse = e.at(e.buffer(4 + drop), e.add(e.mul(bh, s.q_len), q0));
@@ -215,14 +204,15 @@ struct Forward {
           });
       }
       V rows_of_v = e.at(v, e.mul(kb, s.v.row));
-      e.call(values(2, true), {rows_of_v, pt, ot, stat(kAlpha), r.half});
+      e.call(values(2, true),
+             {rows_of_v, pt, ot, stat(kAlpha), r.half, next_q, o});
       if (s.causal)
         e.if_(e.lt(r.half, r.end), [&] {
           V done = e.mul(r.half, s.v.row);
-          e.call(
-              values(1, false),
-              {e.at(rows_of_v, done), e.at(e.at(pt, L), e.mul(r.half, panel)),
-               e.at(ot, L), e.at(stat(kAlpha), L), e.sub(r.end, r.half)});
+          e.call(values(1, false),
+                 {e.at(rows_of_v, done),
+                  e.at(e.at(pt, L), e.mul(r.half, panel)), e.at(ot, L),
+                  e.at(stat(kAlpha), L), e.sub(r.end, r.half), next_q, o});
         });
     });
 

@@ -1,5 +1,7 @@
 // Parts common to the attention kernels on bf16.
 #pragma once
+#include <algorithm>
+
 #include "codegen/cpu/attention_emit.h"
 #include "codegen/cpu/pair_tile.h"
 
@@ -17,24 +19,34 @@ struct PairSizes {
         row_v(2 * value_dim),
         query_rows(pair_padded(s.q_len)) {}
 };
-// A row of `keys` transposed keys: an odd number of cache lines, so that
-// neighbouring rows spread over the cache.
-inline int64_t transposed_row(int64_t keys) { return (keys / 32 | 1) * 64; }
+// Transposed keys come in blocks of kKeyPanel, one after the other, each
+// [channel][key]: rows across all keys would lie a page apart. A row has an odd
+// number of cache lines, so that neighbouring rows spread over the cache.
+inline constexpr int64_t kKeyPanel = 256;
+struct TransposedKeys {
+  int64_t row, block, bytes;
+  TransposedKeys(int64_t keys, int64_t channels) {
+    row = (std::min(keys, kKeyPanel) / 32 | 1) * 64;
+    block = channels * row;
+    bytes = (keys + kKeyPanel - 1) / kKeyPanel * block;
+  }
+};
 
 // What one (batch, kv head) has in the workspace of the forward: K, then V^T.
 struct PackedKeys {
-  int64_t keys, row_vt, v, bytes;
+  int64_t keys, v, bytes;
+  TransposedKeys vt;
   explicit PackedKeys(const AttentionSpec& s)
-      : keys(pair_padded(s.k_len)), row_vt(transposed_row(keys)) {
-    PairSizes n(s);
-    v = keys * n.row_k;
-    bytes = v + n.value_dim * row_vt;
+      : keys(pair_padded(s.k_len)), vt(keys, PairSizes(s).value_dim) {
+    v = keys * PairSizes(s).row_k;
+    bytes = v + vt.bytes;
   }
 };
 
 // Which keys of a block a panel of 2 * lanes() queries meets, counted from the
 // block's first, in multiples of kPairStep.
 struct PairRange {
+  V first;  // the first lane sees none before
   V low;    // up to here the window's mask is needed
   V whole;  // up to here no causal mask is
   V end;    // the last lane sees none from here on

@@ -5,22 +5,23 @@ namespace moec {
 
 namespace {
 
-constexpr int64_t kKeys = 128, kQueries = 128;  // of a block
+constexpr int64_t kKeys = kKeyPanel, kQueries = 128;  // of a block
 // A row of the P and dS blocks, in bytes: an odd number of cache lines.
 constexpr int64_t kBlockBytes = 2 * kQueries + 64;
 
 // Scratch, in bytes. Of the keys of a head: K, V, K^T, and f32 dK and dV. Of
 // the queries of one head, in panels of 2 * lanes(): pairs of Q^T and dO^T and
 // f32 dQ^T; in pairs of rows: Q and dO; log-sum-exp (base 2) and rowsum(dO O).
-// Then f32 tiles of S^T and dP^T, the block of P^T and dS^T in rows, of dS^T in
-// pairs of keys, and dropout factors.
+// Then two strips each of f32 S^T and dP^T, the block of P^T and dS^T in rows,
+// of dS^T in pairs of keys, and dropout factors.
 struct Layout {
   int64_t k, v, kt, dk, dv, qt, gt, dqt, q, g, lse, delta;
-  int64_t s, dp, p, ds, pairs, keep, end, row_kt;
-  Layout(const AttentionSpec& spec, int64_t panel) {
+  int64_t s, dp, other, p, ds, pairs, keep, end;
+  TransposedKeys transposed;
+  Layout(const AttentionSpec& spec, int64_t panel)
+      : transposed(pair_padded(spec.k_len), PairSizes(spec).dim) {
     PairSizes n(spec);
     const int64_t keys = pair_padded(spec.k_len), rows = n.query_rows;
-    row_kt = transposed_row(keys);
     int64_t at = 0;
     auto take = [&](int64_t bytes) {
       int64_t here = at;
@@ -28,13 +29,14 @@ struct Layout {
       return here;
     };
     k = take(keys * n.row_k), v = take(keys * n.row_v);
-    kt = take(n.dim * row_kt);
+    kt = take(transposed.bytes);
     dk = take(keys * n.dim * 4), dv = take(keys * n.value_dim * 4);
     qt = take(rows * n.row_k), gt = take(rows * n.row_v);
     dqt = take(rows * n.dim * 4);
     q = take(rows * n.row_k), g = take(rows * n.row_v);
     lse = take(rows * 4), delta = take(rows * 4);
     s = take(kPairStep * panel * 4), dp = take(kPairStep * panel * 4);
+    other = take(2 * kPairStep * panel * 4);  // the same again
     p = take(kKeys * kBlockBytes), ds = take(kKeys * kBlockBytes);
     pairs = take(kKeys * panel * 2);
     keep = take(spec.dropout > 0 ? kKeys * panel * 4 : 0);
@@ -51,6 +53,10 @@ struct Backward {
   const bool drop = s.dropout > 0;
   const int64_t shift = s.k_len - s.q_len;
 
+  // K^T of the block whose first key is `kb`.
+  V transposed_at(V kb) {
+    return e.at(part(at.kt), e.mul(kb, at.transposed.block / kKeys), 1);
+  }
   V part(int64_t bytes) { return e.at(e.scratch(), bytes, 1); }
 
   // gradients(K, V, Qt, dOt, P, dS, pairs, stats, tiles, keep, rel, left, from,
@@ -59,7 +65,6 @@ struct Backward {
     std::vector<Ty> params(10, Ty::Ptr);
     params.insert(params.end(), 4, Ty::I64);
     return e.define(masked ? "gm" : "g", params, [&, masked](const Vs& a) {
-      V scores = a[8], products = e.at(a[8], at.dp - at.s, 1);
       V factor = e.splat(e.f(pair_factor(s)));
       Vs lse, delta;
       for (int j = 0; j < 2; ++j) {
@@ -67,16 +72,25 @@ struct Backward {
         V p = e.at(e.at(a[7], at.delta - at.lse, 1), j * L);
         delta.push_back(e.vload(DType::F32, p));
       }
-      e.loop(a[12], a[13], kPairStep, [&](V k) {
-        V n = e.i(kPairStep);
-        pair_product(e,
-                     {e.at(a[0], e.mul(k, size.row_k), 1), size.row_k, a[2], ld,
-                      scores, ld},
-                     n, e.i(size.dim), false);
+      V n = e.i(kPairStep);
+      auto multiply = [&](V k, V to) {
+        pair_product(
+            e,
+            {e.at(a[0], e.mul(k, size.row_k), 1), size.row_k, a[2], ld, to, ld},
+            n, e.i(size.dim), false);
         pair_product(e,
                      {e.at(a[1], e.mul(k, size.row_v), 1), size.row_v, a[3], ld,
-                      products, ld},
+                      e.at(to, at.dp - at.s, 1), ld},
                      n, e.i(size.value_dim), false);
+      };
+      // The next strip's products come before what is made of this one's, which
+      // by then are stored.
+      e.if_(e.lt(a[12], a[13]), [&] { multiply(a[12], a[8]); });
+      Vs tiles = {a[8], e.at(a[8], at.other - at.s, 1)};
+      e.loop(a[12], a[13], kPairStep, tiles, [&](V k, Vs tiles) {
+        V next = e.add(k, kPairStep);
+        e.if_(e.lt(next, a[13]), [&] { multiply(next, tiles[1]); });
+        V scores = tiles[0], products = e.at(scores, at.dp - at.s, 1);
         V row_p = e.at(a[4], e.mul(k, kBlockBytes), 1);
         V row_ds = e.at(a[5], e.mul(k, kBlockBytes), 1);
         V row_pairs = e.at(a[6], e.mul(k, ld / 2), 1);
@@ -113,6 +127,7 @@ struct Backward {
           for (int j = 0; j < 2; ++j)
             e.store_raw(rows[j], e.at(pairs, j * L), 4);
         });
+        return Vs{tiles[1], tiles[0]};
       });
     });
   }
@@ -121,8 +136,8 @@ struct Backward {
   Fn queries() {
     std::vector<Ty> params = {Ty::Ptr, Ty::Ptr, Ty::Ptr, Ty::I64};
     return e.define("q", params, [&](const Vs& a) {
-      pair_product(e, {a[0], at.row_kt, a[1], ld, a[2], ld}, e.i(size.dim),
-                   a[3], true);
+      pair_product(e, {a[0], at.transposed.row, a[1], ld, a[2], ld},
+                   e.i(size.dim), a[3], true);
     });
   }
 
@@ -200,10 +215,6 @@ struct Backward {
     e.loop(from, to, panel, [&](V q0) {
       V rel = e.sub(kb, e.add(q0, shift));
       PairRange r = pair_range(e, s, rel, left, kKeys);
-      V first = zero;
-      if (s.window)
-        first = clamp(e, floor_to(e, e.sub(e.i(1 - s.window), rel), kPairStep),
-                      zero, r.end);
       if (drop) {
         V row = e.mul(e.add(e.mul(h.bh, s.q_len), q0), s.k_len);
         for (int j = 0; j < 2; ++j)
@@ -222,14 +233,14 @@ struct Backward {
                 e.at(part(at.ds), column, 2), pairs, e.at(part(at.lse), q0),
                 part(at.s), part(at.keep), rel, left, from, to});
       };
-      V low = e.max(first, r.low), whole = e.max(low, r.whole);
-      if (s.window) part_of(true, first, low);
-      part_of(false, low, whole);
+      V whole = e.max(r.low, r.whole);
+      if (s.window) part_of(true, r.first, r.low);
+      part_of(false, r.low, whole);
       part_of(true, whole, r.end);
       e.call(queries(),
-             {e.at(part(at.kt), e.add(kb, first), 2),
-              e.at(pairs, e.mul(first, ld / 2), 1),
-              queries_at(at.dqt, size.dim * 4, q0), e.sub(r.end, first)});
+             {e.at(transposed_at(kb), r.first, 2),
+              e.at(pairs, e.mul(r.first, ld / 2), 1),
+              queries_at(at.dqt, size.dim * 4, q0), e.sub(r.end, r.first)});
     });
     V end = e.min(ceil_to(e, left, kPairStep), e.i(kKeys));
     e.loop(zero, end, kPairStep, [&](V key) {
@@ -297,7 +308,10 @@ struct Backward {
     PairRows v{view(2, s.v, kv), s.v.row, count, s.value_dim};
     pack_plain(e, k, zero, all, part(at.k), size.row_k);
     pack_plain(e, v, zero, all, part(at.v), size.row_v);
-    pack_transposed(e, k, zero, all, part(at.kt), at.row_kt);
+    e.loop(zero, all, kKeys, [&](V kb) {
+      V n = e.min(e.i(kKeys), e.sub(all, kb));
+      pack_transposed(e, k, kb, n, transposed_at(kb), at.transposed.row);
+    });
     zero_fill(e, part(at.dk), e.i((at.qt - at.dk) / 4));
     V key0 = nullptr, key1 = nullptr;
     if (drop) {

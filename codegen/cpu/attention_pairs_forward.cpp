@@ -12,15 +12,18 @@ PairRange pair_range(Emit& e, const AttentionSpec& s, V rel, V left,
   const int64_t panel = panel_lanes(e.target());
   V zero = e.i(0);
   V end = e.min(ceil_to(e, left, kPairStep), e.i(room));
-  if (!s.causal) return {zero, e.min(floor_to(e, left, kPairStep), end), end};
+  if (!s.causal)
+    return {zero, zero, e.min(floor_to(e, left, kPairStep), end), end};
   auto keys = [&](int64_t n) { return e.sub(e.i(n), rel); };
   PairRange r;
   r.end = clamp(e, ceil_to(e, keys(panel), kPairStep), zero, end);
   r.whole = clamp(e, floor_to(e, keys(1), kPairStep), zero, r.end);
-  r.low = zero;
-  if (s.window)
+  r.low = r.first = zero;
+  if (s.window) {
+    r.first = clamp(e, floor_to(e, keys(1 - s.window), kPairStep), zero, r.end);
     r.low =
         clamp(e, ceil_to(e, keys(panel - s.window), kPairStep), zero, r.end);
+  }
   return r;
 }
 
@@ -37,14 +40,7 @@ double pair_factor(const AttentionSpec& s) {
 
 namespace {
 
-constexpr int64_t kBlock = 256;     // keys
-constexpr int64_t kPackRows = 256;  // keys of one task of the packing
-
-// The running maximum is a whole number, base 2, in this range.
-constexpr double kLowestPower = -2097152, kHighestPower = 4194304;
-// Adding it rounds to a whole number, whose low bits are then a biased
-// exponent.
-constexpr double kMagic = 12582912.0 + 127;
+constexpr int64_t kBlock = kKeyPanel;  // keys; one task of the packing
 
 // Scratch, in bytes: Q^T pairs, f32 scores [block][panel], P^T pairs, f32 O^T
 // [Dv][panel], statistics of the online softmax, dropout factors.
@@ -61,7 +57,9 @@ struct Layout {
     end = keep + (spec.dropout > 0 ? kBlock * panel * 4 : 0);
   }
 };
-enum Stat { kMax, kSum, kBest, kAlpha };  // kMax is rounded, kBest is not
+// Rows of the statistics. kMax is of what is summed, in base 2; kBest is of the
+// scores as they stand.
+enum Stat { kMax, kSum, kBest, kAlpha };
 
 struct Forward {
   Emit& e;
@@ -79,12 +77,14 @@ struct Forward {
       Vs best;
       for (int j = 0; j < 2; ++j)
         best.push_back(e.vload(DType::F32, e.at(a[3], j * L)));
-      best = e.loop(a[6], a[7], kPairStep, best, [&](V k, Vs best) {
+      auto product = [&](V k) {
+        pair_product(e,
+                     {e.at(a[0], e.mul(k, size.row_k), 1), size.row_k, a[1], ld,
+                      e.at(a[2], e.mul(k, ld), 1), ld},
+                     e.i(kPairStep), e.i(size.dim), false);
+      };
+      auto maxima = [&](V k, Vs best) {
         V to = e.at(a[2], e.mul(k, ld), 1);
-        pair_product(
-            e,
-            {e.at(a[0], e.mul(k, size.row_k), 1), size.row_k, a[1], ld, to, ld},
-            e.i(kPairStep), e.i(size.dim), false);
         const int rows = 8;
         return e.loop(e.i(0), e.i(kPairStep), rows, best, [&](V i, Vs best) {
           V p = e.at(to, e.mul(i, ld), 1);
@@ -105,7 +105,17 @@ struct Forward {
           }
           return best;
         });
+      };
+      // A strip's maxima come after the next strip's product, by when it is
+      // stored.
+      e.if_(e.lt(a[6], a[7]), [&] { product(a[6]); });
+      V second = e.add(a[6], kPairStep);
+      best = e.loop(second, a[7], kPairStep, best, [&](V k, Vs best) {
+        product(k);
+        return maxima(e.add(k, -kPairStep), best);
       });
+      V last = e.max(a[6], e.add(a[7], -kPairStep));
+      best = e.loop(last, a[7], kPairStep, best, maxima);
       for (int j = 0; j < 2; ++j)
         e.vstore(DType::F32, best[j], e.at(a[3], j * L));
     });
@@ -118,23 +128,13 @@ struct Forward {
                               Ty::I64, Ty::I64, Ty::Ptr};
     return e.define("soften", params, [&](const Vs& a) {
       auto stat = [&](Stat k) { return e.at(a[2], k * panel); };
-      auto power = [&](V t) {
-        return e.bits(e.shl(e.bits(t, Ty::I32), e.i32(23)), Ty::F32);
-      };
-      const double c = pair_factor(s);
-      V factor = e.splat(e.f(c)), magic = e.splat(e.f(kMagic));
+      V factor = e.splat(e.f(pair_factor(s)));
       V old = e.vload(DType::F32, stat(kMax));
-      V round = e.splat(e.f(12582912.0));
-      V m = e.fma(e.vload(DType::F32, stat(kBest)), factor, round);
-      m = e.max(old, e.min(e.sub(m, round), e.f(kHighestPower)));
-      V alpha = power(e.add(e.max(e.sub(old, m), e.f(-127)), magic));
-      V bias = e.sub(magic, m);
-      V low = e.mul(e.sub(m, e.f(127)), e.f(1 / c));
+      V m = e.mul(e.vload(DType::F32, stat(kBest)), factor);
+      m = e.max(e.max(m, e.f(kLowest)), old);
+      V alpha = exp2_fast(e, e.sub(old, m)), down = e.neg(m);
       auto weight = [&](V at) {
-        V x = e.max(low, e.vload(DType::F32, at));
-        V t = e.fma(x, factor, bias);
-        V r = e.fma(x, factor, e.neg(e.sub(t, bias)));
-        return e.mul(exp2_coarse_core(e, r), power(t));
+        return exp2_coarse(e, e.fma(e.vload(DType::F32, at), factor, down));
       };
       Vs sums = {e.mul(e.vload(DType::F32, stat(kSum)), alpha),
                  e.zero(Ty::F32, 0)};
@@ -149,7 +149,7 @@ struct Forward {
         for (int u = 0; drop && u < 4; ++u)
           x[u] = e.mul(x[u], e.vload(DType::F32, e.at(keep, u * ld, 1)));
         for (int u = 0; u < 4; u += 2)
-          e.store_raw(e.pack_bf16_pair(x[u], x[u + 1]), e.at(to, u / 2 * ld, 1),
+          e.store_raw(round_pair(e, x[u], x[u + 1]), e.at(to, u / 2 * ld, 1),
                       4);
         return sums;
       });
@@ -176,7 +176,7 @@ struct Forward {
           }
         });
       }
-      pair_product(e, {a[0], packed.row_vt, a[1], ld, a[2], ld},
+      pair_product(e, {a[0], packed.vt.row, a[1], ld, a[2], ld},
                    e.i(size.value_dim), a[4], !first);
     });
   }
@@ -208,16 +208,15 @@ struct Forward {
     PairRows rows{q, s.q.row, count, s.dim};
     for (int j = 0; j < 2; ++j) {
       pack_columns(e, rows, e.i(j * L), e.at(qt, j * L), ld, s.scale < 0);
-      e.vstore(DType::F32, e.splat(e.f(kLowestPower)), e.at(stat(kMax), j * L));
+      e.vstore(DType::F32, e.splat(e.f(kLowest)), e.at(stat(kMax), j * L));
       e.vstore(DType::F32, e.splat(e.f(-INFINITY)), e.at(stat(kBest), j * L));
       e.vstore(DType::F32, e.zero(Ty::F32, 0), e.at(stat(kSum), j * L));
     }
     const int64_t shift = s.k_len - s.q_len;
     V from = zero, to = e.i(s.k_len);
     if (s.causal) to = e.min(to, e.add(q0, panel + shift));
-    // a multiple of the tiles of dropout words
     if (s.window)
-      from = floor_to(e, e.max(zero, e.add(q0, shift - s.window + 1)), 64);
+      from = floor_to(e, e.max(zero, e.add(q0, shift - s.window + 1)), kBlock);
     V key0 = nullptr, key1 = nullptr;
     if (drop) {
       key0 = e.load(DType::U32, e.buffer(3));
@@ -230,7 +229,7 @@ struct Forward {
       auto part_of = [&](bool masked, V from, V to) {
         e.call(scores(masked), {k, qt, st, stat(kBest), rel, left, from, to});
       };
-      if (s.window) part_of(true, zero, r.low);
+      if (s.window) part_of(true, r.first, r.low);
       V free = e.max(r.low, r.whole);
       part_of(false, r.low, free);
       part_of(true, free, r.end);
@@ -241,15 +240,23 @@ struct Forward {
                  {e.at(part(at.keep), j * L),
                   e.add(e.add(row, j * L * s.k_len), kb), r.end, key0, key1});
       }
+      V n = e.sub(r.end, r.first);
+      auto from_first = [&](V p, int64_t row) {
+        return e.at(p, e.mul(r.first, row), 1);
+      };
       for (int j = 0; j < 2; ++j) {
         V seen = r.end;
         if (s.causal)
-          seen = clamp(e, ceil_to(e, e.sub(e.i((j + 1) * L), rel), 4), zero,
+          seen = clamp(e, ceil_to(e, e.sub(e.i((j + 1) * L), rel), 4), r.first,
                        r.end);
-        e.call(soften(), {e.at(st, j * L), e.at(pt, j * L), e.at(stats, j * L),
-                          seen, r.end, e.at(part(at.keep), j * L)});
+        e.call(soften(), {from_first(e.at(st, j * L), ld),
+                          from_first(e.at(pt, j * L), ld / 2),
+                          e.at(stats, j * L), e.sub(seen, r.first), n,
+                          from_first(e.at(part(at.keep), j * L), ld)});
       }
-      Vs args = {e.at(values_t, kb, 2), pt, ot, stat(kAlpha), r.end};
+      V vt = e.at(values_t, e.mul(kb, packed.vt.block / kKeyPanel), 1);
+      Vs args = {e.at(vt, r.first, 2), from_first(pt, ld / 2), ot, stat(kAlpha),
+                 n};
       e.if_(
           e.eq(kb, from), [&] { e.call(values(true), args); },
           [&] { e.call(values(false), args); });
@@ -275,10 +282,10 @@ struct Pack {
   void kernel() {
     const PairSizes size(s);
     const PackedKeys packed(s);
-    const int64_t chunks = (packed.keys + kPackRows - 1) / kPackRows;
+    const int64_t chunks = (packed.keys + kKeyPanel - 1) / kKeyPanel;
     V kv = e.div(e.task(), e.i(chunks));
-    V from = e.mul(e.rem(e.task(), e.i(chunks)), kPackRows);
-    V n = e.min(e.i(kPackRows), e.sub(e.i(packed.keys), from));
+    V from = e.mul(e.rem(e.task(), e.i(chunks)), kKeyPanel);
+    V n = e.min(e.i(kKeyPanel), e.sub(e.i(packed.keys), from));
     V b = e.div(kv, e.i(s.kv_heads)), h = e.rem(kv, e.i(s.kv_heads));
     auto rows = [&](int buffer, const AttentionView& v, int64_t channels) {
       V base =
@@ -289,7 +296,9 @@ struct Pack {
     pack_plain(e, rows(0, s.k, s.dim), from, n,
                e.at(to, e.mul(from, size.row_k), 1), size.row_k);
     pack_transposed(e, rows(1, s.v, s.value_dim), from, n,
-                    e.at(e.at(to, packed.v, 1), from, 2), packed.row_vt);
+                    e.at(e.at(to, packed.v, 1),
+                         e.mul(from, packed.vt.block / kKeyPanel), 1),
+                    packed.vt.row);
   }
 };
 
@@ -305,7 +314,7 @@ KernelSpec attention_pack(const AttentionSpec& s, const Target&) {
   spec.key = attention_key("attention_pack", s);
   spec.emit = [s](Emit& e) { Pack{e, s}.kernel(); };
   spec.tasks =
-      s.batch * s.kv_heads * ((packed.keys + kPackRows - 1) / kPackRows);
+      s.batch * s.kv_heads * ((packed.keys + kKeyPanel - 1) / kKeyPanel);
   spec.bytes = 2.0 * double(attention_packed_bytes(s));
   return spec;
 }

@@ -1,5 +1,7 @@
 #include "codegen/cpu/emit.h"
 
+#include <llvm/IR/IntrinsicsX86.h>
+
 #include <array>
 
 #include "codegen/cpu/emit_impl.h"
@@ -248,6 +250,18 @@ V Emit::sqrt(V v) { return p_->intrinsic(Intrinsic::sqrt, {v}); }
 V Emit::copysign(V x, V y) {
   p_->match(x, y);
   return p_->intrinsic(Intrinsic::copysign, {x, y});
+}
+V Emit::fraction(V v) {
+  auto& b = p_->b;
+  // towards -inf, without the exception of inexact results
+  return b.CreateIntrinsic(
+      Intrinsic::x86_avx512_mask_reduce_ps_512, {},
+      {v, b.getInt32(9), v, b.getInt16(0xffff), b.getInt32(4)});
+}
+V Emit::scale_power(V x, V n) {
+  auto& b = p_->b;
+  return b.CreateIntrinsic(Intrinsic::x86_avx512_mask_scalef_ps_512, {},
+                           {x, n, x, b.getInt16(0xffff), b.getInt32(4)});
 }
 V Emit::is_nan(V v) { return p_->b.CreateFCmpUNO(v, v); }
 

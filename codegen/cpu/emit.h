@@ -90,7 +90,10 @@ class Emit {
   V ceil(V);
   V round_even(V);  // to the nearest integer, ties to even
   V copysign(V magnitude, V sign);
-  V and_(V, V);  // integer or i1
+  // Only where target().avx512, on vectors of lanes().
+  V fraction(V);            // x - floor(x); 0 for infinities
+  V scale_power(V x, V n);  // x * 2^floor(n); 0 for n = -inf
+  V and_(V, V);             // integer or i1
   V or_(V, V);
   V xor_(V, V);
   V not_(V);
@@ -124,11 +127,11 @@ class Emit {
   V revector(V, Ty);  // reinterpret a vector in elements of type Ty
   V to_f32(V);        // from signed integer, f64 or f32
   V u32_to_f32(V);
-  V to_f64(V);     // from signed integer or f32
-  V to_bf16(V);    // f32 -> i16 holding bf16, nearest even
+  V to_f64(V);               // from signed integer or f32
+  V to_bf16(V);              // f32 -> i16 holding bf16, nearest even
   V to_bf16(V low, V high);  // both, one after the other
-  V from_bf16(V);  // i16 -> f32
-  V to_f16(V);     // f32 -> i16 holding f16, nearest even
+  V from_bf16(V);            // i16 -> f32
+  V to_f16(V);               // f32 -> i16 holding f16, nearest even
   V from_f16(V);
 
   // --- vectors

@@ -132,7 +132,7 @@ Vs clamped_rows(Emit& e, V base, int64_t stride, V count) {
 }
 
 void pack_rows(Emit& e, const Vs& rows, int64_t cols, V dst, int64_t ld,
-               V scale) {
+               V scale, int64_t ahead) {
   const int L = e.lanes();
   auto block = [&](V c, int n) {
     V mask = n < L ? e.mask(e.i(n)) : nullptr;
@@ -140,6 +140,7 @@ void pack_rows(Emit& e, const Vs& rows, int64_t cols, V dst, int64_t ld,
     for (V row : rows) {
       V x = e.vload(DType::F32, e.at(row, c), mask, L);
       v.push_back(scale ? e.mul(x, scale) : x);
+      if (ahead) e.prefetch(e.at(e.at(row, c), ahead));
     }
     v = e.transpose(v);
     V p = e.at(dst, e.mul(c, ld));
@@ -197,6 +198,13 @@ V sigmoid_fast(Emit& e, V x) {
 }
 
 V exp2_fast(Emit& e, V x) {
+  if (e.target().avx512 && e.width(x) == e.lanes()) {
+    V r = e.fraction(x), p = e.f(1.877576695e-3);
+    for (double c : {8.989340626e-3, 5.582631752e-2, 2.401536107e-1,
+                     6.931530833e-1, 9.999999404e-1})
+      p = e.fma(p, r, e.f(c));
+    return e.scale_power(p, x);
+  }
   // the exponent field n + 127 is 0 for the smallest x: a factor of zero
   V magic = e.f(12582912.0 + 127);
   x = e.max(e.f(-127), x);

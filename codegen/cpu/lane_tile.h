@@ -75,9 +75,9 @@ Fn pack_tiles(Emit&, const char* name, int rows, int64_t ld, int64_t pitch,
 // Addresses of lanes() rows base + min(r, count - 1) * stride elements.
 Vs clamped_rows(Emit&, V base, int64_t stride, V count);
 // Transposes `cols` columns of lanes() rows: dst[c * ld + r] = scale *
-// rows[r][c].
+// rows[r][c]. `ahead` elements after what it reads it fetches.
 void pack_rows(Emit&, const Vs& rows, int64_t cols, V dst, int64_t ld,
-               V scale = nullptr);
+               V scale = nullptr, int64_t ahead = 0);
 // The inverse: row r < count gets factor[r] * src[c * ld + r], where factor
 // is a vector of lanes() or null. Rows from `count` on are not touched.
 void unpack_rows(Emit&, V src, int64_t ld, int64_t cols, V factor,
@@ -88,7 +88,7 @@ void zero_fill(Emit&, V p, V count);
 
 // 1 / (1 + e^-x).
 V sigmoid_fast(Emit&, V x);
-// 2^x for x < 127; exactly 0 below -126.5; relative error 1.2e-7.
+// 2^x for x < 127; exactly 0 for -inf; relative error 1.5e-7.
 V exp2_fast(Emit&, V x);
 
 }  // namespace moec

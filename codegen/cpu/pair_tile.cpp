@@ -223,18 +223,30 @@ void unpack_columns(Emit& e, V src, int64_t ld, int64_t channels, V factor,
   if (whole < channels) block(e.i(whole), int(channels - whole));
 }
 
-V exp2_coarse_core(Emit& e, V r) {
-  V p = e.f(0.05517167);
-  for (double c : {0.24261113, 0.69326099, 0.99992807}) p = e.fma(p, r, e.f(c));
-  return p;
-}
-
 V exp2_coarse(Emit& e, V x) {
+  auto polynomial = [&](V r, std::initializer_list<double> coefficients) {
+    V p = nullptr;
+    for (double c : coefficients) p = p ? e.fma(p, r, e.f(c)) : e.f(c);
+    return p;
+  };
+  if (e.target().avx512 && e.width(x) == e.lanes()) {
+    V p = polynomial(e.fraction(x), {7.802452147e-2, 2.260671556e-1,
+                                     6.958335638e-1, 9.999251962e-1});
+    return e.scale_power(p, x);
+  }
+  // the exponent field n + 127 is 0 for the smallest x: a factor of zero
   V magic = e.f(12582912.0 + 127);
   x = e.max(e.f(-127), x);
   V t = e.add(x, magic);
-  V p = exp2_coarse_core(e, e.sub(x, e.sub(t, magic)));
+  V p = polynomial(e.sub(x, e.sub(t, magic)),
+                   {0.05517167, 0.24261113, 0.69326099, 0.99992807});
   return e.mul(p, e.bits(e.shl(e.bits(t, Ty::I32), e.i32(23)), Ty::F32));
+}
+
+V round_pair(Emit& e, V low, V high) {
+  auto rounded = [&](V x) { return e.add(e.bits(x, Ty::I32), e.i32(0x8000)); };
+  V kept = e.and_(rounded(high), e.i32(int64_t(0xffff0000)));
+  return e.or_(kept, e.lshr(rounded(low), e.i32(16)));
 }
 
 }  // namespace moec

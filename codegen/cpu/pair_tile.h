@@ -64,9 +64,10 @@ void unpack_columns(Emit&, V src, int64_t ld, int64_t channels, V factor, V dst,
                     int64_t stride, V count, const std::vector<int>& row_of);
 
 // 2^x for x < 127 with a relative error of 7.5e-5, far below bf16's; exactly 0
-// below -126.5.
+// for -inf.
 V exp2_coarse(Emit&, V x);
-// Its polynomial, for |r| <= 1/2.
-V exp2_coarse_core(Emit&, V r);
+// Emit::pack_bf16_pair in fewer cycles; ties go away from zero, and of NaNs it
+// keeps those that arithmetic makes.
+V round_pair(Emit&, V low, V high);
 
 }  // namespace moec

@@ -173,30 +173,34 @@ void check_both(const Target& t, AttentionSpec s) {
 
 TEST_CASE("attention agrees with the definition") {
   for (const Target& t : test_targets()) {
-    check_both(t, make_spec(2, 2, 2, 64, 64, 32, 32, true));
     check_both(t, make_spec(1, 4, 2, 203, 203, 20, 36, true));
     check_both(t, make_spec(2, 3, 1, 37, 61, 7, 5, false));
+    AttentionSpec window = make_spec(1, 2, 1, 170, 300, 16, 24, true);
+    window.window = 3;
+    window.set_layout(true);
+    check_both(t, window);
+    // compiling is what takes long; the rest is the same at every level
+    if (t.level != "native" && !long_tests()) continue;
+    check_both(t, make_spec(2, 2, 2, 64, 64, 32, 32, true));
     check_both(t, make_spec(1, 1, 1, 5, 150, 16, 16, true));
     check_both(t, make_spec(1, 2, 1, 130, 700, 33, 64, true));
     AttentionSpec negative = make_spec(1, 2, 2, 70, 301, 24, 24, false);
     negative.scale = -0.3;
     check_both(t, negative);
-    AttentionSpec window = make_spec(1, 2, 1, 300, 300, 16, 24, true);
+    window = make_spec(1, 2, 1, 300, 300, 16, 24, true);
     window.window = 47;
-    check_both(t, window);
-    window.q_len = 170, window.window = 3;
-    window.set_layout(true);
     check_both(t, window);
   }
 }
 
 TEST_CASE("attention regenerates dropout from its counter") {
   for (const Target& t : test_targets()) {
-    AttentionSpec s = make_spec(2, 4, 2, 192, 192, 8, 8, true);
-    s.dropout = 0.2, s.stream = 7;
-    check_both(t, s);
-    s = make_spec(1, 2, 2, 45, 75, 8, 8, true);
+    AttentionSpec s = make_spec(1, 2, 2, 45, 75, 8, 8, true);
     s.dropout = 0.5, s.stream = (int64_t(1) << 33) + 3;
+    check_both(t, s);
+    if (t.level != "native" && !long_tests()) continue;
+    s = make_spec(2, 4, 2, 192, 192, 8, 8, true);
+    s.dropout = 0.2, s.stream = 7;
     check_both(t, s);
   }
 }

@@ -4,6 +4,8 @@
 #include <cmath>
 #include <limits>
 
+#include "codegen/cpu/lane_tile.h"
+#include "codegen/cpu/pair_tile.h"
 #include "tests/codegen/harness.h"
 #include "tests/test.h"
 
@@ -144,6 +146,36 @@ TEST_CASE("special values") {
     CHECK(std::isnan(out[4]));
     CHECK(out[2] == inf);
   }
+}
+
+TEST_CASE("powers of two of the fused kernels") {
+  struct Case {
+    V (*f)(Emit&, V);
+    double error;
+  };
+  for (const Target& t : test_targets())
+    for (auto [f, error] : {Case{exp2_fast, 3e-7}, Case{exp2_coarse, 8e-5}}) {
+      CAPTURE(t.level);
+      std::vector<float> in, out(4096);
+      for (size_t k = 0; k < out.size(); ++k)
+        in.push_back(float(k) * 0.0613f - 125.5f);
+      in[0] = -INFINITY, in[1] = -1e30f, in[2] = -200, in[3] = NAN;
+      run_kernel(t,
+                 [&](Emit& e) {
+                   e.loop(e.i(0), e.i(int64_t(in.size())), e.lanes(), [&](V k) {
+                     V x = e.vload(DType::F32, e.at(e.buffer(0), k));
+                     e.vstore(DType::F32, f(e, x), e.at(e.buffer(1), k));
+                   });
+                 },
+                 {in.data(), out.data()});
+      for (int k = 0; k < 3; ++k) CHECK(out[k] == 0);
+      CHECK(std::isnan(out[3]));
+      double worst = 0;
+      for (size_t k = 4; k < out.size(); ++k)
+        worst = std::max(
+            worst, std::fabs(double(out[k]) / std::exp2(double(in[k])) - 1));
+      CHECK(worst < error);
+    }
 }
 
 }  // namespace
