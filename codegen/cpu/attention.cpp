@@ -24,6 +24,12 @@ void AttentionSpec::set_layout(bool rows_outside_heads) {
   o = view(heads, q_len, value_dim);
 }
 
+bool rows_apart(const AttentionSpec& s, int64_t stride) {
+  bool apart = s.q.row != s.dim || s.k.row != s.dim || s.v.row != s.value_dim ||
+               s.o.row != s.value_dim;
+  return apart && std::max({s.q.row, s.k.row, s.v.row, s.o.row}) >= stride;
+}
+
 double attention_pairs(const AttentionSpec& s) {
   if (!s.causal) return double(s.q_len) * double(s.k_len);
   double pairs = 0;

@@ -34,12 +34,12 @@ struct AttentionSpec {
   void set_layout(bool rows_outside_heads);
 };
 
-// bf16 alone: copies keys and values into the order in which the forward reads
-// them. Buffers: k, v, packed.
-KernelSpec attention_pack(const AttentionSpec&, const Target&);
+// Copies keys and values into the order in which the forward reads them, where
+// that differs: the bytes are 0 where it does not. Buffers: k, v, packed.
 int64_t attention_packed_bytes(const AttentionSpec&);
-// Buffers: q, k, v, (key u32[2] if dropout > 0), o, lse f32[B,H,T], and in bf16
-// what attention_pack wrote, from which it takes k and v.
+KernelSpec attention_pack(const AttentionSpec&, const Target&);
+// Buffers: q, k, v, (key u32[2] if dropout > 0), o, lse f32[B,H,T], and what
+// attention_pack wrote if there are such bytes; then k and v come from there.
 KernelSpec attention_forward(const AttentionSpec&, const Target&);
 // Buffers: q, k, v, o, lse, do, (key), dq, dk, dv.
 KernelSpec attention_backward(const AttentionSpec&, const Target&);

@@ -8,11 +8,15 @@ namespace {
 // A row of the P^T and dS^T blocks: padded, so that rows spread over the cache.
 constexpr int64_t kBlockRow = kQueryBlock + 16;
 
+// Copies of rows pay where many rows share few sets of the cache.
+bool apart(const AttentionSpec& s) { return rows_apart(s, 512); }
+
 // Scratch, in f32: panels of Q^T, dO^T and dQ^T for all queries of one head,
 // log-sum-exp (base 2) and rowsum(dO O) per query, then one block of P^T and
-// dS^T, and of dropout factors.
+// dS^T, and of dropout factors; then the copies of rows.
 struct Layout {
-  int64_t q, dout, dq, lse, delta, p, ds, keep, end;
+  int64_t q, dout, dq, lse, delta, p, ds, keep;
+  int64_t k, v, dk, dv, q_rows, dout_rows, end;
   Layout(const AttentionSpec& s, int64_t panel) {
     const int64_t rows = (s.q_len + panel - 1) / panel * panel;
     q = 0;
@@ -23,13 +27,23 @@ struct Layout {
     p = delta + rows;
     ds = p + kKeyBlock * kBlockRow;
     keep = ds + kKeyBlock * kBlockRow;
-    end = keep + (s.dropout > 0 ? kKeyBlock * panel : 0);
+    k = keep + (s.dropout > 0 ? kKeyBlock * panel : 0);
+    const int64_t keys = apart(s) ? s.k_len : 0;
+    const int64_t queries = apart(s) ? s.q_len : 0;
+    v = k + keys * s.dim;
+    dk = v + keys * s.value_dim;
+    dv = dk + keys * s.dim;
+    q_rows = dv + keys * s.value_dim;
+    dout_rows = q_rows + queries * s.dim;
+    end = dout_rows + queries * s.value_dim;
   }
 };
 
 struct Backward {
   Emit& e;
-  const AttentionSpec& s;
+  const AttentionSpec& in;  // the views of the buffers
+  AttentionSpec s = in;     // those of the rows that the products use
+  const bool copies = apart(in);
   const int L = e.lanes(), panel = 2 * L, rows = tile_rows(e.target());
   const bool drop = s.dropout > 0;
   const int64_t shift = s.k_len - s.q_len;
@@ -133,9 +147,9 @@ struct Backward {
   void statistics(V o, V dout, V lse_in, V lse, V delta) {
     const int64_t width = s.value_dim;
     e.loop(e.i(0), e.i(s.q_len), 1, [&](V q) {
-      V po = e.at(o, e.mul(q, s.o.row)), pd = e.at(dout, e.mul(q, s.o.row));
+      V po = e.at(o, e.mul(q, in.o.row)), pd = e.at(dout, e.mul(q, s.o.row));
       for (int64_t c = 0; c < width; c += 16)
-        e.prefetch(e.at(po, 16 * s.o.row + c));
+        e.prefetch(e.at(po, 16 * in.o.row + c));
       auto step = [&](V c, Vs sum, V mask) {
         return Vs{e.fma(e.vload(DType::F32, e.at(po, c), mask),
                         e.vload(DType::F32, e.at(pd, c), mask), sum[0])};
@@ -162,22 +176,12 @@ struct Backward {
            [&](V q0) { body(q0, e.min(e.sub(e.i(s.q_len), q0), e.i(panel))); });
   }
 
-  void for_rows(V p, int64_t stride, int64_t width,
-                const std::function<V(V)>& f) {
-    e.loop(e.i(0), e.i(s.k_len), 1, [&](V k) {
-      V row = e.at(p, e.mul(k, stride));
-      const int64_t whole = width / L * L;
-      auto step = [&](V c, V mask) {
-        e.vstore(DType::F32, f(e.vload(DType::F32, e.at(row, c), mask)),
-                 e.at(row, c), mask);
-      };
-      e.loop(e.i(0), e.i(whole), L, [&](V c) { step(c, nullptr); });
-      if (whole < width) step(e.i(whole), e.mask(e.i(width - whole)));
-    });
-  }
-
   void kernel() {
-    const Layout at(s, panel);
+    const Layout at(in, panel);
+    if (copies) {
+      s.q.row = s.k.row = s.dk.row = s.dim;
+      s.o.row = s.v.row = s.dv.row = s.value_dim;
+    }
     auto part = [&](int64_t offset) { return e.at(e.scratch(), offset); };
     V b = e.div(e.task(), e.i(s.kv_heads)),
       kv = e.rem(e.task(), e.i(s.kv_heads));
@@ -187,11 +191,26 @@ struct Backward {
     };
     const int64_t group = s.heads / s.kv_heads;
     const int out = 6 + drop;
-    V k = view(1, s.k, kv), v = view(2, s.v, kv);
-    V dk = view(out + 1, s.dk, kv), dv = view(out + 2, s.dv, kv);
-    V zero = e.i(0), none = e.zero(Ty::F32, 0);
-    for_rows(dk, s.dk.row, s.dim, [&](V) { return none; });
-    for_rows(dv, s.dv.row, s.value_dim, [&](V) { return none; });
+    V k = view(1, in.k, kv), v = view(2, in.v, kv);
+    V dk_out = view(out + 1, in.dk, kv), dv_out = view(out + 2, in.dv, kv);
+    V dk = dk_out, dv = dv_out;
+    V zero = e.i(0), keys = e.i(s.k_len);
+    if (copies) {
+      auto copy = [&](V rows, int64_t stride, int64_t to, int64_t width) {
+        copy_rows(e, rows, stride, part(to), width, width, keys);
+        return part(to);
+      };
+      k = copy(k, in.k.row, at.k, s.dim);
+      v = copy(v, in.v.row, at.v, s.value_dim);
+      dk = part(at.dk), dv = part(at.dv);
+    }
+    auto zero_rows = [&](V rows, int64_t stride, int64_t width) {
+      e.loop(zero, keys, 1, [&](V k) {
+        zero_fill(e, e.at(rows, e.mul(k, stride)), e.i(width));
+      });
+    };
+    zero_rows(dk, s.dk.row, s.dim);
+    zero_rows(dv, s.dv.row, s.value_dim);
     V key0 = nullptr, key1 = nullptr;
     if (drop) {
       key0 = e.load(DType::U32, e.buffer(6));
@@ -200,8 +219,17 @@ struct Backward {
     e.loop(zero, e.i(group), 1, [&](V g) {
       V h = e.add(e.mul(kv, group), g);
       V bh = e.add(e.mul(b, s.heads), h);
-      Head head{view(0, s.q, h), view(5, s.o, h), k, v, dk, dv, key0, key1, bh};
-      V o = view(3, s.o, h), dq = view(out, s.dq, h);
+      Head head{
+          view(0, in.q, h), view(5, in.o, h), k, v, dk, dv, key0, key1, bh};
+      V o = view(3, in.o, h), dq = view(out, in.dq, h);
+      if (copies) {
+        auto copy = [&](V& rows, int64_t stride, int64_t to, int64_t width) {
+          copy_rows(e, rows, stride, part(to), width, width, e.i(s.q_len));
+          rows = part(to);
+        };
+        copy(head.q, in.q.row, at.q_rows, s.dim);
+        copy(head.dout, in.o.row, at.dout_rows, s.value_dim);
+      }
       V lse = e.at(e.buffer(4), e.mul(bh, s.q_len));
       Fn pack_q = pack_function(e, "packq", s.q.row, s.dim, s.scale * kLog2e);
       Fn pack_o = pack_function(e, "packo", s.o.row, s.value_dim, 1);
@@ -222,15 +250,18 @@ struct Backward {
       blocks(head, at);
       V scale = part(at.p);  // P is free now
       e.vstore(DType::F32, e.splat(e.f(s.scale)), scale);
-      Fn unpack = unpack_function(e, "unpack", s.dq.row, s.dim);
+      Fn unpack = unpack_function(e, "unpack", in.dq.row, s.dim);
       for_panels([&](V q0, V count) {
         for (int j = 0; j < 2; ++j)
-          e.call(unpack, {e.at(part(at.dq + j * L), e.mul(q0, s.dim)), scale,
-                          e.at(e.at(dq, j * L * s.dq.row), e.mul(q0, s.dq.row)),
-                          e.add(count, -j * L)});
+          e.call(unpack,
+                 {e.at(part(at.dq + j * L), e.mul(q0, s.dim)), scale,
+                  e.at(e.at(dq, j * L * in.dq.row), e.mul(q0, in.dq.row)),
+                  e.add(count, -j * L)});
       });
     });
-    for_rows(dk, s.dk.row, s.dim, [&](V x) { return e.mul(x, e.f(s.scale)); });
+    copy_rows(e, dk, s.dk.row, dk_out, in.dk.row, s.dim, keys, s.scale);
+    if (copies)
+      copy_rows(e, dv, s.dv.row, dv_out, in.dv.row, s.value_dim, keys);
   }
 
   struct Head {

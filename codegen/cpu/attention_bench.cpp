@@ -101,7 +101,7 @@ std::vector<BenchRow> bench_attention(KernelLibrary& lib,
                                       const AttentionSpec& s, double seconds) {
   const int64_t nq = s.batch * s.heads * s.q_len,
                 nk = s.batch * s.kv_heads * s.k_len;
-  const int64_t packed_bytes = s.bf16 ? attention_packed_bytes(s) : 0;
+  const int64_t packed_bytes = attention_packed_bytes(s);
   const int64_t values = 2 * (nq + nk) * (s.dim + s.value_dim);
   Arena arena(values * (s.bf16 ? 2 : 4) + nq * 4 + packed_bytes + 64 * 16,
               s.bf16);
@@ -120,7 +120,7 @@ std::vector<BenchRow> bench_attention(KernelLibrary& lib,
     return in;
   };
   std::vector<BoundLaunch> forward;
-  if (s.bf16)
+  if (packed_bytes)
     forward.push_back({attention_pack(s, lib.target()), {k, v, packed}});
   forward.push_back({attention_forward(s, lib.target()),
                      with_key({q, k, v}, {o, lse, packed})});

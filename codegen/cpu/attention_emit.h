@@ -49,7 +49,13 @@ Fn pack_function(Emit&, const std::string& name, int64_t stride, int64_t cols,
 Fn unpack_function(Emit&, const std::string& name, int64_t stride,
                    int64_t cols);
 
+// Whether rows of one head lie `stride` or more elements apart, and not side by
+// side. They share few sets of the cache then.
+bool rows_apart(const AttentionSpec&, int64_t stride);
+
 // The kernels on bf16: what they emit and the scratch they need.
+int64_t pairs_packed_bytes(const AttentionSpec&);
+void emit_pairs_pack(KernelSpec&, const AttentionSpec&);
 void emit_pairs_forward(KernelSpec&, const AttentionSpec&, const Target&);
 void emit_pairs_backward(KernelSpec&, const AttentionSpec&, const Target&);
 

@@ -25,9 +25,30 @@ struct Layout {
 };
 enum Stat { kMax, kSum, kNewMax, kAlpha };  // rows of the statistics
 
+// From rows a page apart the products would wait for L2 and beyond.
+bool packs(const AttentionSpec& s) { return !s.bf16 && rows_apart(s, 1024); }
+constexpr int64_t kPackedRows = 256;  // keys of one task
+
+// Keys, then values of each (batch, kv head), side by side.
+void emit_pack(Emit& e, const AttentionSpec& s) {
+  const int64_t chunks = (s.k_len + kPackedRows - 1) / kPackedRows;
+  V kv = e.div(e.task(), e.i(chunks));
+  V from = e.mul(e.rem(e.task(), e.i(chunks)), kPackedRows);
+  V n = e.min(e.i(kPackedRows), e.sub(e.i(s.k_len), from));
+  V b = e.div(kv, e.i(s.kv_heads)), h = e.rem(kv, e.i(s.kv_heads));
+  V to = e.at(e.buffer(2), e.mul(kv, s.k_len * (s.dim + s.value_dim)));
+  auto copy = [&](int buffer, const AttentionView& v, int64_t width, V to) {
+    V base = e.add(e.mul(b, v.batch), e.mul(h, v.head));
+    V rows = e.at(e.buffer(buffer), e.add(base, e.mul(from, v.row)));
+    copy_rows(e, rows, v.row, e.at(to, e.mul(from, width)), width, width, n);
+  };
+  copy(0, s.k, s.dim, to);
+  copy(1, s.v, s.value_dim, e.at(to, s.k_len * s.dim));
+}
+
 struct Forward {
   Emit& e;
-  const AttentionSpec& s;
+  AttentionSpec s;  // k and v as the products read them
   const int L = e.lanes(), panel = 2 * L, rows = tile_rows(e.target());
 
   // scores(K, Qt, P, new_max, rel, from, to, V): tiles of keys from .. to
@@ -148,8 +169,17 @@ struct Forward {
     };
     V zero = e.i(0);
     V next_q = view(0, s.q, h, e.sub(q0, e.i(panel)));
-    V q = view(0, s.q, h, q0), k = view(1, s.k, kv, zero);
-    V v = view(2, s.v, kv, zero), o = view(3 + drop, s.o, h, q0);
+    V q = view(0, s.q, h, q0), o = view(3 + drop, s.o, h, q0);
+    V k = nullptr, v = nullptr;
+    if (packs(s)) {
+      V head = e.add(e.mul(b, s.kv_heads), kv);
+      k = e.at(e.buffer(5 + drop),
+               e.mul(head, s.k_len * (s.dim + s.value_dim)));
+      v = e.at(k, s.k_len * s.dim);
+      s.k.row = s.dim, s.v.row = s.value_dim;
+    } else {
+      k = view(1, s.k, kv, zero), v = view(2, s.v, kv, zero);
+    }
     V lse = e.at(e.buffer(4 + drop), e.add(e.mul(bh, s.q_len), q0));
     V qt = part(at.q), pt = part(at.p), ot = part(at.o), stats = part(at.stats);
     auto stat = [&](Stat k) { return e.at(stats, k * panel); };
@@ -231,6 +261,26 @@ struct Forward {
 };
 
 }  // namespace
+
+int64_t attention_packed_bytes(const AttentionSpec& s) {
+  if (s.bf16) return pairs_packed_bytes(s);
+  if (!packs(s)) return 0;
+  return 4 * s.batch * s.kv_heads * s.k_len * (s.dim + s.value_dim);
+}
+
+KernelSpec attention_pack(const AttentionSpec& s, const Target&) {
+  KernelSpec spec;
+  spec.key = attention_key("attention_pack", s);
+  spec.bytes = 2.0 * double(attention_packed_bytes(s));
+  if (s.bf16) {
+    emit_pairs_pack(spec, s);
+  } else {
+    spec.emit = [s](Emit& e) { emit_pack(e, s); };
+    spec.tasks =
+        s.batch * s.kv_heads * ((s.k_len + kPackedRows - 1) / kPackedRows);
+  }
+  return spec;
+}
 
 KernelSpec attention_forward(const AttentionSpec& s, const Target& target) {
   MOEC_CHECK(s.window == 0 || s.causal);

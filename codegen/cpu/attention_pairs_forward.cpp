@@ -304,19 +304,15 @@ struct Pack {
 
 }  // namespace
 
-int64_t attention_packed_bytes(const AttentionSpec& s) {
+int64_t pairs_packed_bytes(const AttentionSpec& s) {
   return s.batch * s.kv_heads * PackedKeys(s).bytes;
 }
 
-KernelSpec attention_pack(const AttentionSpec& s, const Target&) {
+void emit_pairs_pack(KernelSpec& spec, const AttentionSpec& s) {
   const PackedKeys packed(s);
-  KernelSpec spec;
-  spec.key = attention_key("attention_pack", s);
   spec.emit = [s](Emit& e) { Pack{e, s}.kernel(); };
   spec.tasks =
       s.batch * s.kv_heads * ((packed.keys + kKeyPanel - 1) / kKeyPanel);
-  spec.bytes = 2.0 * double(attention_packed_bytes(s));
-  return spec;
 }
 
 void emit_pairs_forward(KernelSpec& spec, const AttentionSpec& s,
