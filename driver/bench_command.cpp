@@ -35,6 +35,7 @@ void run_train(const TrainFlags& o) {
       {"params", b.params},
       {"compile_s", b.compile_s},
       {"step_ms", b.step_ms},
+      {"p95_ms", b.p95_ms},
       {"cpu_ms", b.cpu_ms},
       {"tokens_per_s", b.tokens_per_s},
       {"peak_rss_mib", b.peak_rss_mib},
@@ -139,6 +140,7 @@ void add_bench_command(CLI::App& app) {
   add_bench_attention(*bench);
   add_bench_moe(*bench);
   add_generate(*bench);
+  add_bench_fuse(*bench);
   add_bench_tokenizer(*bench);
 }
 

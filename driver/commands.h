@@ -15,6 +15,7 @@ void add_run_command(CLI::App& app);
 void add_dump_command(CLI::App& app);
 void add_opt_command(CLI::App& app);
 void add_bench_command(CLI::App& app);
+void add_bench_fuse(CLI::App& bench);  // and layer, dispatch
 void add_inspect_command(CLI::App& app);
 void add_config_command(CLI::App& app);
 void add_doctor_command(CLI::App& app);

@@ -113,6 +113,8 @@ std::vector<PipelineStep> standard_pipeline(const PipelineOptions& o) {
     pass("dce");
   }
   end_of(Stage::Partitioned);
+  // Before the groups of the rest, which would take the same ops.
+  if (o.fuse.has(Fusion::Epilogue)) pass("fuse-epilogue");
   if (o.fuse.has(Fusion::Elementwise) || o.fuse.has(Fusion::Reduction))
     pass("fuse-elementwise");
   end_of(Stage::Fused);

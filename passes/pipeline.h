@@ -33,6 +33,9 @@ class FusionSet {
 
   bool has(Fusion f) const { return bits_ >> int(f) & 1; }
   FusionSet with(Fusion f) const { return FusionSet(bits_ | 1u << int(f)); }
+  FusionSet without(Fusion f) const {
+    return FusionSet(bits_ & ~(1u << int(f)));
+  }
   bool operator==(const FusionSet&) const = default;
   std::string to_string() const;
 

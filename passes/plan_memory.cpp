@@ -40,6 +40,13 @@ bool read_elementwise(const Graph& body, int arg) {
   return true;
 }
 
+// Kernels before the one that reads the elementwise operands may write what
+// is not made of them.
+bool written_early(const Graph& body, int result) {
+  Op op = body.outputs()[result].node->op();
+  return op == Op::MoeFfn || op == Op::MoeFfnGrad;
+}
+
 struct Class {
   i64 bytes = 0;
   int first = 0, last = 0;  // positions of nodes, both included
@@ -297,7 +304,8 @@ bool may_write_in_place(const Node& n, int result, int operand) {
     case Op::DynamicUpdateSlice: return operand == 0;
     case Op::Dropout: return operand == 0;
     case Op::Fusion:
-      return read_elementwise(*n.body(), operand) && !sweeps_twice(*n.body());
+      return read_elementwise(*n.body(), operand) && !sweeps_twice(*n.body()) &&
+             !written_early(*n.body(), result);
     default: return has_trait(n, kElementwise);
   }
 }

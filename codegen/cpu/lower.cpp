@@ -13,19 +13,31 @@ namespace {
 
 using Table = std::array<LowerFn, kNumOps>;
 
+Lowered lower_fusion(const Node& n, const Target& t) {
+  const std::string& kind = n.s("kind");
+  if (kind == "matmul") return lower_matmul_fusion(n, t);
+  if (kind == "experts") return lower_expert_fusion(n, t);
+  return lower_rows(n, t);
+}
+
 const Table& table() {
   static const Table t = [] {
     Table x{};
     for (int i = 0; i < kNumOps; ++i)
       if (is_scalar_op(Op(i))) x[i] = lower_rows;
-    for (Op op : {Op::Fusion,        Op::Constant,     Op::Iota,
-                  Op::Broadcast,     Op::Slice,        Op::DynamicSlice,
-                  Op::Gather,        Op::Embedding,    Op::TakeAlong,
-                  Op::OneHot,        Op::ArgMax,       Op::LogSumExp,
-                  Op::Softmax,       Op::SoftmaxGrad,  Op::LayerNorm,
-                  Op::LayerNormGrad, Op::RmsNorm,      Op::RmsNormGrad,
-                  Op::CausalMask,    Op::CrossEntropy, Op::CrossEntropyGrad,
-                  Op::RandomUniform, Op::RandomNormal, Op::Dropout})
+    x[int(Op::Fusion)] = lower_fusion;
+    for (Op op : {Op::Constant,      Op::Iota,
+                  Op::Broadcast,     Op::Slice,
+                  Op::DynamicSlice,  Op::Gather,
+                  Op::Embedding,     Op::TakeAlong,
+                  Op::OneHot,        Op::ArgMax,
+                  Op::LogSumExp,     Op::Softmax,
+                  Op::SoftmaxGrad,   Op::LayerNorm,
+                  Op::LayerNormGrad, Op::RmsNorm,
+                  Op::RmsNormGrad,   Op::CausalMask,
+                  Op::CrossEntropy,  Op::CrossEntropyGrad,
+                  Op::RandomUniform, Op::RandomNormal,
+                  Op::Dropout})
       x[int(op)] = lower_rows;
     for (Op op : {Op::Sum, Op::Mean, Op::ReduceMax, Op::ReduceMin})
       x[int(op)] = lower_reduce;

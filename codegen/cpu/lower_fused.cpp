@@ -65,6 +65,10 @@ void add_launches(Lowered& out, const std::vector<MoeLaunch>& launches,
       l.buffers.push_back(places[size_t(b)].buffer);
       l.offsets.push_back(places[size_t(b)].offset);
     }
+    for (int b : m.more) {
+      l.buffers.push_back(b);
+      l.offsets.push_back(0);
+    }
     out.launches.push_back(std::move(l));
   }
 }
@@ -80,57 +84,130 @@ bool is_moe_few(const Node& n) {
          (!gated || stored(7)) && has_few_rows(n);
 }
 
-Lowered lower_moe_ffn(const Node& n, const Target& t) {
+namespace {
+
+// Where the buffers of an expert op are: its own node's, or those of the
+// fusion around it.
+struct Home {
+  const Node& op;
+  std::vector<int> operands, results;  // result -1: nobody reads it
+  int workspace;
+};
+
+Home own_home(const Node& n) {
+  Home h{n, {}, {}, n.num_operands() + n.num_results()};
+  for (int i = 0; i < n.num_operands(); ++i) h.operands.push_back(i);
+  for (int r = 0; r < n.num_results(); ++r)
+    h.results.push_back(n.num_operands() + r);
+  return h;
+}
+
+Home fusion_home(const Node& n, const ProductFusion& f) {
+  Home h{*f.product, f.operands, {}, n.num_operands() + n.num_results()};
+  for (int r = 0; r < f.product->num_results(); ++r) {
+    int at = f.result_of(r);
+    h.results.push_back(at < 0 ? -1 : n.num_operands() + at);
+  }
+  return h;
+}
+
+void move_operands(MoePlaces& places, const Home& home) {
+  for (Place& p : places) p.buffer = home.operands[size_t(p.buffer)];
+}
+
+// Results in their order; what nobody reads is written to the workspace, but
+// for the first where an epilogue takes it.
+void place_results(MoePlaces& places, const Home& home, Workspace& w,
+                   bool first, const std::vector<MoeBuffer>& results) {
+  MOEC_CHECK(results.size() == home.results.size());
+  for (size_t r = 0; r < results.size(); ++r) {
+    Place& p = places[size_t(results[r])];
+    p = {home.results[r], 0};
+    if (p.buffer >= 0) continue;
+    p.buffer = home.workspace;
+    if (r > 0 || first) p.offset = w.take(home.op.type(int(r)).bytes());
+  }
+}
+
+Lowered lower_forward(const Home& home, const Target& t,
+                      const MoeEpilogue& epilogue) {
   MoePlaces places{};
-  MoeSpec s = moe_spec(n, 0, places);
-  const int results = n.num_operands(), workspace = results + 2;
+  MoeSpec s = moe_spec(home.op, 0, places);
+  move_operands(places, home);
   Workspace w;
-  places[size_t(MoeBuffer::Y)] = {results, 0};
-  if (is_moe_few(n)) {
-    places[size_t(MoeBuffer::Activated)] = {workspace,
+  const bool alone = !epilogue.then.emit;
+  if (alone && is_moe_few(home.op)) {
+    places[size_t(MoeBuffer::Y)] = {home.results[0], 0};
+    places[size_t(MoeBuffer::Activated)] = {home.workspace,
                                             w.take(4 * s.slots() * s.hidden)};
     Lowered out;
-    add_launches(out, moe_few(s, n.operand(5).type().dtype, t), places);
+    add_launches(out, moe_few(s, home.op.operand(5).type().dtype, t), places);
     out.workspace_bytes = w.bytes;
     return out;
   }
-  places[size_t(MoeBuffer::Saved)] = {results + 1, 0};
-  places[size_t(MoeBuffer::Rows)] = {workspace, w.take(4 * s.slots() * s.dim)};
+  place_results(places, home, w, alone, {MoeBuffer::Y, MoeBuffer::Saved});
+  places[size_t(MoeBuffer::Rows)] = {home.workspace,
+                                     w.take(4 * s.slots() * s.dim)};
   Lowered out;
-  add_launches(out, moe_forward(s, t), places);
+  add_launches(out, moe_forward(s, t, epilogue), places);
   out.workspace_bytes = w.bytes;
   return out;
 }
 
-Lowered lower_moe_ffn_grad(const Node& n, const Target& t) {
+Lowered lower_backward(const Home& home, const Target& t,
+                       const MoeEpilogue& epilogue) {
   MoePlaces places{};
-  MoeSpec s = moe_spec(n, 2, places);
+  MoeSpec s = moe_spec(home.op, 2, places);
   places[size_t(MoeBuffer::Dy)].buffer = 0;
   places[size_t(MoeBuffer::Saved)].buffer = 1;
-  int next = n.num_operands();
-  for (MoeBuffer b :
-       {MoeBuffer::Dx, MoeBuffer::DWeights, MoeBuffer::DUp, MoeBuffer::DDown})
-    places[size_t(b)].buffer = next++;
+  move_operands(places, home);
+  std::vector<MoeBuffer> results{MoeBuffer::Dx, MoeBuffer::DWeights,
+                                 MoeBuffer::DUp, MoeBuffer::DDown};
   const bool gated = is_gated(s.activation);
-  if (gated) places[size_t(MoeBuffer::DGate)].buffer = next++;
+  if (gated) results.push_back(MoeBuffer::DGate);
   if (s.bias) {
-    places[size_t(MoeBuffer::DBiasUp)].buffer = next++;
-    places[size_t(MoeBuffer::DBiasDown)].buffer = next++;
-    if (gated) places[size_t(MoeBuffer::DBiasGate)].buffer = next++;
+    results.push_back(MoeBuffer::DBiasUp);
+    results.push_back(MoeBuffer::DBiasDown);
+    if (gated) results.push_back(MoeBuffer::DBiasGate);
   }
-  MOEC_CHECK(next == n.num_operands() + n.num_results());
   Workspace w;
+  place_results(places, home, w, !epilogue.then.emit, results);
   auto take = [&](MoeBuffer b, i64 elements) {
-    places[size_t(b)] = {next, w.take(4 * elements)};
+    places[size_t(b)] = {home.workspace, w.take(4 * elements)};
   };
   take(MoeBuffer::Rows, s.slots() * s.dim);
   take(MoeBuffer::DHidden, s.saved());
   take(MoeBuffer::Activated, s.padded_slots() * s.hidden);
   take(MoeBuffer::SlotWeights, s.slots());
   Lowered out;
-  add_launches(out, moe_backward(s, t), places);
+  add_launches(out, moe_backward(s, t, epilogue), places);
   out.workspace_bytes = w.bytes;
   return out;
+}
+
+}  // namespace
+
+Lowered lower_moe_ffn(const Node& n, const Target& t) {
+  return lower_forward(own_home(n), t, {});
+}
+
+Lowered lower_moe_ffn_grad(const Node& n, const Target& t) {
+  return lower_backward(own_home(n), t, {});
+}
+
+Lowered lower_expert_fusion(const Node& n, const Target& t) {
+  ProductFusion f = take_apart(n);
+  const i64 dim = f.product->type().dim(-1);
+  MoeEpilogue epilogue{f.epilogue(), {}, {}};
+  for (int x : f.extras)
+    epilogue.extras.push_back(beside_product(x, n.operand(x).type(), dim));
+  for (int o : f.outputs)
+    epilogue.outputs.push_back({.buffer = n.num_operands() + o,
+                                .dtype = n.type(o).dtype,
+                                .row_stride = dim});
+  Home home = fusion_home(n, f);
+  return f.product->op() == Op::MoeFfn ? lower_forward(home, t, epilogue)
+                                       : lower_backward(home, t, epilogue);
 }
 
 // ---- projection and loss

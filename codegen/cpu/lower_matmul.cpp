@@ -2,8 +2,10 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <numeric>
 
 #include "codegen/cpu/emit.h"
+#include "codegen/cpu/epilogue.h"
 #include "codegen/cpu/gemv.h"
 #include "codegen/cpu/lowerings.h"
 #include "codegen/cpu/matmul.h"
@@ -46,9 +48,18 @@ void launch(Lowered& out, KernelSpec k, std::vector<int> buffers) {
   out.launches.push_back(std::move(l));
 }
 
-}  // namespace
+// On the node's buffers as they are numbered; `workspace` comes after them.
+void launch_product(Lowered& out, const MatmulDesc& d, const Target& t,
+                    int workspace) {
+  MatmulKernels k = matmul_kernels(d, t, workspace);
+  std::vector<int> buffers(size_t(workspace + (k.workspace_bytes ? 1 : 0)));
+  std::iota(buffers.begin(), buffers.end(), 0);
+  for (KernelSpec& spec : k.launches) launch(out, std::move(spec), buffers);
+  out.workspace_bytes = k.workspace_bytes;
+}
 
-Lowered lower_matmul(const Node& n, const Target& t) {
+// Buffers 0 and 1 times, 2 the result.
+MatmulDesc describe(const Node& n) {
   const Type &a = n.operand(0).type(), &b = n.operand(1).type(), &c = n.type();
   bool ta = n.b("transpose_a"), tb = n.b("transpose_b");
   MatmulDesc d;
@@ -64,34 +75,54 @@ Lowered lower_matmul(const Node& n, const Target& t) {
   if (!ta && no_batch(b)) {
     // Rows of all batches meet the same matrix.
     for (i64 s : batch) d.m *= s;
-    if (has_few_rows(n)) {
-      Lowered out;
-      launch(out,
-             gemv_kernel({.rows = d.m,
-                          .n = d.n,
-                          .k = d.k,
-                          .x = a.dtype,
-                          .weights = b.dtype,
-                          .y = c.dtype,
-                          .scale = d.scale},
-                         t),
-             {0, 1, 2});
-      return out;
-    }
   } else {
     d.batch.assign(batch.begin(), batch.end());
     d.a.batch_strides = batch_strides(a, batch);
     d.b.batch_strides = batch_strides(b, batch);
     d.outputs[0].batch_strides = batch_strides(c, batch);
   }
+  return d;
+}
+
+}  // namespace
+
+Lowered lower_matmul(const Node& n, const Target& t) {
+  MatmulDesc d = describe(n);
   Lowered out;
-  MatmulKernels k = matmul_kernels(d, t, 3);
-  for (KernelSpec& spec : k.launches) {
-    std::vector<int> buffers = {0, 1, 2};
-    if (k.workspace_bytes) buffers.push_back(3);
-    launch(out, std::move(spec), std::move(buffers));
+  if (has_few_rows(n))
+    launch(out,
+           gemv_kernel({.rows = d.m,
+                        .n = d.n,
+                        .k = d.k,
+                        .x = d.a.dtype,
+                        .weights = d.b.dtype,
+                        .y = d.outputs[0].dtype,
+                        .scale = d.scale},
+                       t),
+           {0, 1, 2});
+  else
+    launch_product(out, d, t, 3);
+  return out;
+}
+
+Lowered lower_matmul_fusion(const Node& n, const Target& t) {
+  ProductFusion f = take_apart(n);
+  MatmulDesc d = describe(*f.product);
+  d.a.buffer = f.operands[0];
+  d.b.buffer = f.operands[1];
+  d.outputs.clear();
+  for (int o : f.outputs) {
+    MatmulOperand to = matrix(n.num_operands() + o, n.type(o), false);
+    d.outputs.push_back(to);
   }
-  out.workspace_bytes = k.workspace_bytes;
+  for (int x : f.extras)
+    d.extras.push_back(beside_product(x, n.operand(x).type(), d.n));
+  Epilogue epilogue = f.epilogue();
+  d.cheap_epilogue = epilogue.cost <= 3;
+  d.epilogue_key = std::move(epilogue.key);
+  d.epilogue = std::move(epilogue.emit);
+  Lowered out;
+  launch_product(out, d, t, n.num_operands() + n.num_results());
   return out;
 }
 

@@ -57,6 +57,10 @@ Lowered lower_matmul(const Node&, const Target&);
 Lowered lower_grouped_matmul(const Node&, const Target&);
 Lowered lower_grouped_matmul_dw(const Node&, const Target&);
 
+// Fusions of kind "matmul" and "experts".
+Lowered lower_matmul_fusion(const Node&, const Target&);
+Lowered lower_expert_fusion(const Node&, const Target&);
+
 Lowered lower_moe_ffn(const Node&, const Target&);
 // Few tokens without a backward: weights may be bf16 then.
 bool is_moe_few(const Node&);

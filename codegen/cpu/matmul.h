@@ -70,6 +70,7 @@ struct MatmulDesc {
   // place (f32); returns one value per output. epilogue_key must determine it.
   std::vector<MatmulOperand> extras;
   std::string epilogue_key;
+  bool cheap_epilogue = false;  // a few additions: stays in registers
   std::function<std::vector<llvm::Value*>(Emit&, llvm::Value* acc,
                                           std::span<llvm::Value* const> extras)>
       epilogue;

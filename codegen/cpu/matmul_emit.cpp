@@ -124,27 +124,32 @@ Fn Body::tile(int height, int vectors, int64_t b_stride, int64_t cols) {
   return e.define(name, params, [&](const Vs& args) {
     V partial = args[3], flags = args[4], row = args[5], col = args[6];
     Vs bases(args.begin() + fixed, args.end());
-    // C's lines arrive, owned, while the sums run
-    if (d.outputs[0].col_stride == 1)
+    // C's lines arrive, owned, while the sums run, and so do the extras'
+    auto fetch = [&](const MatmulOperand& o, V base, bool write) {
+      if (o.col_stride != 1 || o.row_stride == 0) return;
       for (int r = 0; r < height; ++r)
         for (int j = 0; j < vectors; ++j)
-          e.prefetch(element(bases[0], d.outputs[0], e.add(row, r),
-                             e.add(col, int64_t(j) * L)),
-                     3, true);
+          e.prefetch(
+              element(base, o, e.add(row, r), e.add(col, int64_t(j) * L)), 3,
+              write);
+    };
+    fetch(d.outputs[0], bases[0], true);
+    for (size_t x = 0; x < d.extras.size(); ++x)
+      fetch(d.extras[x], bases[d.outputs.size() + x], false);
     Vs acc = reduce(args[0], args[1], args[2], height, vectors, b_stride);
     Vs masks(vectors, nullptr);
     for (int j = 0; j < vectors; ++j)
       if (cols < (j + 1) * L) masks[j] = e.mask(e.i(cols - j * L));
 
     auto finish = [&](const Vs& sums) {
-      if (!d.epilogue) {
+      if (!d.epilogue || d.cheap_epilogue) {
         for (int r = 0; r < height; ++r)
           finish_row(Vs(&sums[r * vectors], &sums[(r + 1) * vectors]),
                      e.add(row, r), col, masks, bases);
         return;
       }
-      // through the stack and rolled: unrolled epilogues are no faster and
-      // take several times as long to compile
+      // through the stack and rolled: long epilogues unrolled are no faster
+      // and take several times as long to compile
       V spill = e.local(int64_t(height) * vectors * L * 4);
       for (size_t q = 0; q < sums.size(); ++q)
         e.vstore_aligned(DType::F32, sums[q], e.at(spill, int64_t(q) * L));

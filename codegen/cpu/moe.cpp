@@ -139,7 +139,8 @@ Fn scatter_function(Emit& e, int64_t dim) {
   });
 }
 
-MoeLaunch moe_combine(const MoeSpec& s, bool weighted) {
+MoeLaunch moe_combine(const MoeSpec& s, bool weighted,
+                      const MoeEpilogue& epilogue) {
   constexpr int64_t kTokens = 64;  // per task
   MoeLaunch l;
   l.buffers = {MoeBuffer::Rows, MoeBuffer::Inverse};
@@ -152,7 +153,20 @@ MoeLaunch moe_combine(const MoeSpec& s, bool weighted) {
   l.spec.tasks = (s.tokens + kTokens - 1) / kTokens;
   l.spec.flops = 2.0 * double(s.slots() * s.dim);
   l.spec.bytes = 4.0 * double((s.slots() + s.tokens) * s.dim);
-  l.spec.emit = [s, weighted](Emit& e) {
+  const int own = int(l.buffers.size());
+  MoeEpilogue then = epilogue;
+  if (then.then.emit) {
+    l.spec.key += " epi " + then.then.key;
+    for (auto* list : {&then.extras, &then.outputs})
+      for (MatmulOperand& o : *list) {
+        l.spec.bytes += double(s.tokens * dtype_size(o.dtype)) *
+                        double(o.col_stride ? s.dim : 1);
+        l.more.push_back(o.buffer);
+        o.buffer = own + int(l.more.size()) - 1;
+      }
+    l.spec.bytes -= 4.0 * double(s.tokens * s.dim);
+  }
+  l.spec.emit = [s, weighted, then](Emit& e) {
     const int L = e.lanes();
     V first = e.mul(e.task(), kTokens);
     V end = e.min(e.add(first, kTokens), e.i(s.tokens));
@@ -180,7 +194,20 @@ MoeLaunch moe_combine(const MoeSpec& s, bool weighted) {
           // a dropped choice reads some row, perhaps never written
           sum = e.add(sum, e.select(kept[j], y, zero));
         }
-        e.vstore(DType::F32, sum, e.at(out, c), mask);
+        if (!then.then.emit)
+          return e.vstore(DType::F32, sum, e.at(out, c), mask);
+        auto place = [&](const MatmulOperand& o) {
+          V at = e.add(e.mul(t, o.row_stride), e.mul(c, o.col_stride));
+          return e.at(e.buffer(o.buffer), at, dtype_size(o.dtype));
+        };
+        Vs read;
+        for (const MatmulOperand& o : then.extras)
+          read.push_back(o.col_stride ? e.vload(o.dtype, place(o), mask)
+                                      : e.splat(e.load(o.dtype, place(o))));
+        Vs values = then.then.emit(e, sum, read);
+        for (size_t i = 0; i < values.size(); ++i)
+          e.vstore(then.outputs[i].dtype, values[i], place(then.outputs[i]),
+                   mask);
       };
       const int64_t whole = s.dim / L * L;
       e.loop(e.i(0), e.i(whole), L, [&](V c) { columns(c, nullptr); });

@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "codegen/cpu/epilogue.h"
 #include "codegen/cpu/kernel.h"
 #include "codegen/cpu/target.h"
 
@@ -77,14 +78,25 @@ enum class MoeBuffer : uint8_t {
   DBiasDown,
 };
 
+// What becomes of the combined rows (y, or dx) before they are stored;
+// without `then.emit`, nothing. The operands are [tokens, dim], their buffers
+// numbers of the node's.
+struct MoeEpilogue {
+  Epilogue then;
+  std::vector<MatmulOperand> extras, outputs;
+};
+
 struct MoeLaunch {
   KernelSpec spec;
   std::vector<MoeBuffer> buffers;
+  std::vector<int> more = {};  // the node's, after those
 };
 
 // y[t] = sum_j w[t,j] expert(x[t]), in two launches.
-std::vector<MoeLaunch> moe_forward(const MoeSpec&, const Target&);
+std::vector<MoeLaunch> moe_forward(const MoeSpec&, const Target&,
+                                   const MoeEpilogue& = {});
 // Gradients of all operands, in three launches.
-std::vector<MoeLaunch> moe_backward(const MoeSpec&, const Target&);
+std::vector<MoeLaunch> moe_backward(const MoeSpec&, const Target&,
+                                    const MoeEpilogue& = {});
 
 }  // namespace moec

@@ -526,7 +526,8 @@ struct Weights {
 
 }  // namespace
 
-std::vector<MoeLaunch> moe_backward(const MoeSpec& s, const Target& target) {
+std::vector<MoeLaunch> moe_backward(const MoeSpec& s, const Target& target,
+                                    const MoeEpilogue& epilogue) {
   const double product = 2.0 * double(s.slots()) * double(s.dim);
   MoeLaunch hidden;
   hidden.buffers = {B::Dy,       B::Weights, B::Offsets,   B::Perm,
@@ -563,7 +564,7 @@ std::vector<MoeLaunch> moe_backward(const MoeSpec& s, const Target& target) {
   weights.spec.emit = [s, list = weights.buffers](Emit& e) {
     Weights{e, s, {e, list}}.kernel();
   };
-  return {hidden, moe_combine(s, false), weights};
+  return {hidden, moe_combine(s, false, epilogue), weights};
 }
 
 }  // namespace moec

@@ -49,7 +49,7 @@ Fn scatter_function(Emit&, int64_t dim);
 
 // Launch that sums each token's rows: out[t] = sum_j w[t,j] rows[inv[t,j]],
 // unweighted if not `weighted`; then a dropped choice's DWeights become 0.
-MoeLaunch moe_combine(const MoeSpec&, bool weighted);
+MoeLaunch moe_combine(const MoeSpec&, bool weighted, const MoeEpilogue&);
 
 // The activation and its derivatives; gate is null if there is none.
 V activate(Emit&, MoeActivation, V gate, V up);

@@ -196,7 +196,8 @@ struct Forward {
 
 }  // namespace
 
-std::vector<MoeLaunch> moe_forward(const MoeSpec& s, const Target&) {
+std::vector<MoeLaunch> moe_forward(const MoeSpec& s, const Target&,
+                                   const MoeEpilogue& epilogue) {
   MoeLaunch l;
   l.buffers = {B::X,      B::Offsets,  B::Perm,     B::Up,    B::Gate, B::Down,
                B::BiasUp, B::BiasGate, B::BiasDown, B::Saved, B::Rows};
@@ -213,7 +214,7 @@ std::vector<MoeLaunch> moe_forward(const MoeSpec& s, const Target&) {
     for_expert_task(e, s, f.buffer(B::Offsets),
                     [&](const ExpertTask& t) { f.task(t); });
   };
-  return {l, moe_combine(s, true)};
+  return {l, moe_combine(s, true, epilogue)};
 }
 
 }  // namespace moec

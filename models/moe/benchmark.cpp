@@ -4,8 +4,11 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <ctime>
 
+#include "codegen/backend.h"
+#include "ir/builder.h"
 #include "models/moe/flops.h"
 #include "models/moe/functions.h"
 #include "models/moe/generation.h"
@@ -37,6 +40,18 @@ int32_t random_id(const Config& c, i64 index) {
 
 }  // namespace
 
+void fill_random_batch(Function& f, const Config& config) {
+  auto& t = config.train;
+  auto tokens = f.input<int32_t>("tokens");
+  auto targets = f.input<int32_t>("targets");
+  for (i64 row = 0; row < t.batch; ++row)
+    for (i64 i = 0; i <= t.seq; ++i) {
+      int32_t id = random_id(config, row * (t.seq + 1) + i);
+      if (i < t.seq) tokens[size_t(row * t.seq + i)] = id;
+      if (i > 0) targets[size_t(row * t.seq + i - 1)] = id;
+    }
+}
+
 TrainBenchmark bench_train(const Config& config, const EngineOptions& options,
                            i64 steps) {
   auto& t = config.train;
@@ -53,16 +68,7 @@ TrainBenchmark bench_train(const Config& config, const EngineOptions& options,
   b.compile_s = wall() - start;
   f.bind(state);
 
-  auto tokens = f.input<int32_t>("tokens");
-  auto targets = f.input<int32_t>("targets");
-  for (i64 row = 0; row < t.batch; ++row)
-    for (i64 i = 0; i <= t.seq; ++i) {
-      uint32_t word =
-          random_word(uint64_t(t.seed), 0xbe9c4, row * (t.seq + 1) + i);
-      auto id = int32_t(uint64_t(word) * uint64_t(config.model.vocab) >> 32);
-      if (i < t.seq) tokens[size_t(row * t.seq + i)] = id;
-      if (i > 0) targets[size_t(row * t.seq + i - 1)] = id;
-    }
+  fill_random_batch(f, config);
   constexpr i64 kWarmUp = 3;
   std::vector<double> times;
   double cpu_start = 0, peak = engine.measure_peak();
@@ -79,9 +85,10 @@ TrainBenchmark bench_train(const Config& config, const EngineOptions& options,
     if (i == 0) b.loss0 = b.loss;
   }
   b.cpu_ms = 1e3 * (cpu() - cpu_start) / double(steps);
-  std::ranges::nth_element(times, times.begin() + std::ptrdiff_t(steps / 2));
+  std::ranges::sort(times);
   double median = times[size_t(steps / 2)];
   b.step_ms = 1e3 * median;
+  b.p95_ms = 1e3 * times[size_t((steps - 1) * 95 / 100)];
   b.tokens_per_s = double(t.batch * t.seq) / median;
   b.peak_rss_mib = double(peak_resident_bytes()) / (1 << 20);
   peak = std::max(peak, engine.measure_peak());
@@ -114,6 +121,30 @@ std::string profile(Generator& generator, const Config& config, i64 prompt) {
 }
 
 }  // namespace
+
+DispatchBenchmark bench_dispatch(EngineOptions options) {
+  constexpr int kPairs = 1000, kRounds = 50;
+  auto g = std::make_unique<Graph>("dispatch");
+  const Type t{DType::F32, {16}};
+  Value x = g->add_arg("x", t), a = g->add_arg("a", t), c = g->add_arg("c", t);
+  Builder b(*g);
+  for (int i = 0; i < kPairs; ++i) x = b.add(b.mul(x, a), c);
+  g->set_outputs({x});
+  options.fuse = "off";
+  Engine engine(options);
+  Function f = engine.compile(std::move(g));
+  DispatchBenchmark r;
+  r.threads = engine.threads();
+  r.launches = f.compiled().info().launches;
+  double best = INFINITY;
+  for (int i = 0; i < kRounds; ++i) {
+    double start = wall();
+    f.run();
+    best = std::min(best, wall() - start);
+  }
+  r.us_per_launch = 1e6 * best / std::max(r.launches, 1);
+  return r;
+}
 
 GenerateBenchmark bench_generate(const Config& given,
                                  const EngineOptions& options, i64 prompt,

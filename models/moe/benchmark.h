@@ -8,6 +8,7 @@ struct TrainBenchmark {
   i64 params = 0;
   double compile_s = 0;
   double step_ms = 0;  // median of the timed steps
+  double p95_ms = 0;   // 95 of 100 steps were no slower
   double cpu_ms = 0;   // process CPU time of that many steps, per step
   double tokens_per_s = 0;
   double peak_rss_mib = 0;
@@ -20,6 +21,18 @@ struct TrainBenchmark {
 // random tokens. config.model.vocab must be known.
 TrainBenchmark bench_train(const Config& config, const EngineOptions& engine,
                            i64 steps);
+
+// Fills tokens and targets with seeded ids, uniform over the vocabulary; they
+// are the same for every function of the config.
+void fill_random_batch(Function& f, const Config& config);
+
+// Microseconds that one launch of a kernel costs: the time of a chain of tiny
+// kernels over its length; the best of some rounds.
+struct DispatchBenchmark {
+  int threads = 0, launches = 0;
+  double us_per_launch = 0;
+};
+DispatchBenchmark bench_dispatch(EngineOptions engine);
 
 struct GenerateBenchmark {
   int threads = 0;
