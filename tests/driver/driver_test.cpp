@@ -59,6 +59,36 @@ void fails(const Outcome& o, int code, const std::string& part) {
   CHECK(o.err.find("internal error") == o.err.npos);
 }
 
+TEST_CASE_FIXTURE(Fixture, "bench fuse puts the forms of a step side by side") {
+  auto o =
+      run_moec({"bench", "fuse", config.string(), "--threads", "1", "--steps",
+                "1", "--each", "--points", "2", "--free", "2", "--json"});
+  CAPTURE(o.err);
+  REQUIRE(o.code == 0);
+  auto j = nlohmann::json::parse(last_line(o.out));
+  CHECK(j["config"] == "a");
+  for (auto key : {"fused_step_ms", "grouped_step_ms", "dense_step_ms",
+                   "fused_peak_mib", "grouped_peak_mib"})
+    CHECK(j[key].get<double>() > 0);
+  for (auto key : {"loss_rel_diff", "grad_rel_diff", "run_loss_rel_diff",
+                   "run_grad_rel_diff", "free_loss_rel_diff"})
+    CHECK(j[key].get<double>() < 1e-4);
+  CHECK(j["forms"].size() == 9);  // and each of six fusions off
+  bool found = false;
+  for (auto& k : j["kernels"]) {
+    CHECK(k["calls"].get<int>() > 0);
+    found |= k["form"] == "fused" &&
+             k["kernel"].get<std::string>().starts_with("moe_experts");
+  }
+  CHECK(found);
+  o = run_moec({"bench", "layer", config.string(), "--threads", "1", "--json"});
+  REQUIRE(o.code == 0);
+  CHECK(nlohmann::json::parse(last_line(o.out))["tax"].get<double>() > 0);
+  o = run_moec({"bench", "dispatch", "--threads", "1", "--json"});
+  REQUIRE(o.code == 0);
+  CHECK(nlohmann::json::parse(last_line(o.out))["launches"] == 2000);
+}
+
 TEST_CASE_FIXTURE(Fixture, "train, eval and generate") {
   auto t = train({"--json"});
   CAPTURE(t.err);

@@ -2,6 +2,9 @@
 // the memory plan never overwrites what is still read.
 #include "tests/passes/fuzz.h"
 
+#include <cstdio>
+#include <cstdlib>
+
 #include "ir/text.h"
 #include "passes/memory_plan.h"
 #include "tests/passes/testing.h"
@@ -10,9 +13,17 @@
 namespace moec {
 namespace {
 
+// MOEC_FUZZ=FIRST:END chooses the seeds.
+std::pair<int, int> seeds() {
+  int first = 0, end = long_tests() ? 3000 : 120;
+  if (const char* range = std::getenv("MOEC_FUZZ"))
+    REQUIRE(std::sscanf(range, "%d:%d", &first, &end) == 2);
+  return {first, end};
+}
+
 TEST_CASE("random graphs mean the same after the pipeline, in any form") {
-  int graphs = long_tests() ? 3000 : 120;
-  for (int seed = 0; seed < graphs; ++seed) {
+  auto [first, end] = seeds();
+  for (int seed = first; seed < end; ++seed) {
     INFO("seed ", seed);
     auto source = random_graph(uint64_t(seed), 6 + seed % 30, true);
     auto inputs = random_inputs(*source, uint64_t(seed));
@@ -20,7 +31,7 @@ TEST_CASE("random graphs mean the same after the pipeline, in any form") {
     auto plain = source->clone();
     run_passes(*plain, {"grad"}, ctx);
     auto want = interpret(*plain, inputs, Precision::F64);
-    for (auto fuse : {"on", "off", "elementwise"}) {
+    for (auto fuse : {"on", "off", "elementwise", "epilogue"}) {
       auto g = source->clone();
       PassContext options;
       options.options.fuse = FusionSet::parse(fuse);
