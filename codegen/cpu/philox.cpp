@@ -6,20 +6,25 @@ std::array<V, 4> emit_philox(Emit& e, V block, std::array<V, 2> key,
                              uint64_t stream) {
   int w = e.width(block);
   auto all = [&](V scalar) { return e.splat(scalar, w); };
-  std::array<V, 4> c = {e.trunc(block, Ty::I32),
-                        e.trunc(e.lshr(block, all(e.i(32))), Ty::I32),
-                        all(e.i32(int64_t(stream & 0xffffffff))),
-                        all(e.i32(int64_t(stream >> 32)))};
-  V m0 = all(e.i32(0xD2511F53)), m1 = all(e.i32(0xCD9E8D57));
+  // Words live in the low halves of 64-bit lanes, whose products then need no
+  // taking apart; what is in the high halves does not matter.
+  V low = all(e.i(0xffffffff)), half = all(e.i(32));
+  std::array<V, 4> c = {block, e.lshr(block, half),
+                        all(e.i(int64_t(stream & 0xffffffff))),
+                        all(e.i(int64_t(stream >> 32)))};
+  V m0 = all(e.i(0xD2511F53)), m1 = all(e.i(0xCD9E8D57));
   V k0 = key[0], k1 = key[1];
   for (int round = 0; round < 10; ++round) {
-    V a_hi = e.mulhi_u32(m0, c[0]), a_lo = e.mul(m0, c[0]);
-    V b_hi = e.mulhi_u32(m1, c[2]), b_lo = e.mul(m1, c[2]);
-    c = {e.xor_(e.xor_(b_hi, c[1]), all(k0)), b_lo,
-         e.xor_(e.xor_(a_hi, c[3]), all(k1)), a_lo};
+    V a = e.mul(m0, e.and_(c[0], low)), b = e.mul(m1, e.and_(c[2], low));
+    auto next = [&](V product, V word, V k) {
+      return e.xor_(e.xor_(e.lshr(product, half), word),
+                    all(e.zext(k, Ty::I64)));
+    };
+    c = {next(b, c[1], k0), b, next(a, c[3], k1), a};
     k0 = e.add(k0, e.i32(0x9E3779B9));
     k1 = e.add(k1, e.i32(0xBB67AE85));
   }
+  for (V& word : c) word = e.trunc(word, Ty::I32);
   return c;
 }
 
