@@ -58,6 +58,13 @@ PairRange pair_range(Emit&, const AttentionSpec&, V rel, V left, int64_t room);
 // Whether lanes() queries see key `k` of the block.
 V pair_seen(Emit&, const AttentionSpec&, V k, V rel, V left, int col);
 
+// Functions pack(rows, count, from, dst) of lanes() rows and unpack(src,
+// factor, dst, count) of as many columns, as pack_columns and unpack_columns.
+Fn pack_columns_function(Emit&, const std::string& name, int64_t stride,
+                         int64_t channels, bool negate);
+Fn unpack_columns_function(Emit&, const std::string& name, int64_t stride,
+                           int64_t channels, const std::vector<int>& row_of);
+
 // scale * log2(e), positive: a negative scale's sign goes into q.
 double pair_factor(const AttentionSpec&);
 

@@ -164,15 +164,15 @@ struct Backward {
     V zero = e.i(0), all = e.i(size.query_rows), count = e.i(s.q_len);
     PairRows q{h.q, s.q.row, count, s.dim};
     PairRows g{h.dout, s.o.row, count, s.value_dim};
+    Fn pack_q = pack_columns_function(e, "packq", s.q.row, s.dim, s.scale < 0);
+    Fn pack_g = pack_columns_function(e, "packg", s.o.row, s.value_dim, false);
     e.loop(zero, all, panel, [&](V q0) {
       for (int j = 0; j < 2; ++j) {
         V row = e.add(q0, j * L);
-        pack_columns(e, q, row,
-                     e.at(e.at(part(at.qt), e.mul(q0, size.row_k), 1), j * L),
-                     ld, s.scale < 0);
-        pack_columns(e, g, row,
-                     e.at(e.at(part(at.gt), e.mul(q0, size.row_v), 1), j * L),
-                     ld);
+        V qt = e.at(part(at.qt), e.mul(q0, size.row_k), 1);
+        V gt = e.at(part(at.gt), e.mul(q0, size.row_v), 1);
+        e.call(pack_q, {h.q, count, row, e.at(qt, j * L)});
+        e.call(pack_g, {h.dout, count, row, e.at(gt, j * L)});
       }
     });
     pack_interleaved(e, q, zero, all, part(at.q), 2 * size.row_k);
@@ -333,16 +333,19 @@ struct Backward {
       statistics(head);
       zero_fill(e, part(at.dqt), e.i((at.q - at.dqt) / 4));
       blocks(head);
+      std::vector<int> row_of;
+      for (int t = 0; t < L; ++t) row_of.push_back(pair_lane(t, 0));
+      Fn unpack = unpack_columns_function(e, "unpack", s.dq.row, s.dim, row_of);
+      // the strip of scores is free now
+      e.vstore(DType::F32, e.splat(e.f(s.scale)), part(at.s));
       e.loop(zero, e.i(s.q_len), panel, [&](V q0) {
         V src = e.at(part(at.dqt), e.mul(q0, size.dim * 4), 1);
         V dst = e.at(head.dq, e.mul(q0, s.dq.row), 2);
         V rows = e.min(e.sub(e.i(s.q_len), q0), e.i(panel));
-        for (int j = 0; j < 2; ++j) {
-          std::vector<int> row_of;
-          for (int t = 0; t < L; ++t) row_of.push_back(pair_lane(t, j));
-          unpack_columns(e, e.at(src, j * L), ld, s.dim, e.splat(e.f(s.scale)),
-                         dst, s.dq.row, rows, row_of);
-        }
+        for (int j = 0; j < 2; ++j)
+          e.call(unpack, {e.at(src, j * L), part(at.s),
+                          e.at(dst, pair_lane(0, j) * s.dq.row, 2),
+                          e.add(rows, -pair_lane(0, j))});
       });
     });
     store_rows(at.dk, size.dim, view(out + 1, s.dk, kv), s.dk.row, s.dim,

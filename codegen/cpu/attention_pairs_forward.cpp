@@ -33,6 +33,24 @@ V pair_seen(Emit& e, const AttentionSpec& s, V k, V rel, V left, int col) {
   return e.splat(e.lt(k, left));
 }
 
+Fn pack_columns_function(Emit& e, const std::string& name, int64_t stride,
+                         int64_t channels, bool negate) {
+  const int64_t ld = panel_lanes(e.target()) * 4;
+  return e.define(
+      name, {Ty::Ptr, Ty::I64, Ty::I64, Ty::Ptr}, [=, &e](const Vs& a) {
+        pack_columns(e, {a[0], stride, a[1], channels}, a[2], a[3], ld, negate);
+      });
+}
+
+Fn unpack_columns_function(Emit& e, const std::string& name, int64_t stride,
+                           int64_t channels, const std::vector<int>& row_of) {
+  const int64_t ld = panel_lanes(e.target()) * 4;
+  return e.define(name, {Ty::Ptr, Ty::Ptr, Ty::Ptr, Ty::I64}, [&](const Vs& a) {
+    unpack_columns(e, a[0], ld, channels, e.vload(DType::F32, a[1]), a[2],
+                   stride, a[3], row_of);
+  });
+}
+
 double pair_factor(const AttentionSpec& s) {
   // never 0, which would turn a mask's -inf into NaN
   return std::max(std::fabs(s.scale) * kLog2e, 1e-30);
@@ -205,9 +223,9 @@ struct Forward {
     auto stat = [&](Stat k) { return e.at(stats, k * panel); };
     V zero = e.i(0);
 
-    PairRows rows{q, s.q.row, count, s.dim};
+    Fn pack = pack_columns_function(e, "pack", s.q.row, s.dim, s.scale < 0);
     for (int j = 0; j < 2; ++j) {
-      pack_columns(e, rows, e.i(j * L), e.at(qt, j * L), ld, s.scale < 0);
+      e.call(pack, {q, count, e.i(j * L), e.at(qt, j * L)});
       e.vstore(DType::F32, e.splat(e.f(kLowest)), e.at(stat(kMax), j * L));
       e.vstore(DType::F32, e.splat(e.f(-INFINITY)), e.at(stat(kBest), j * L));
       e.vstore(DType::F32, e.zero(Ty::F32, 0), e.at(stat(kSum), j * L));
@@ -261,15 +279,18 @@ struct Forward {
           e.eq(kb, from), [&] { e.call(values(true), args); },
           [&] { e.call(values(false), args); });
     });
+    std::vector<int> in_order(L);
+    std::iota(in_order.begin(), in_order.end(), 0);
+    Fn unpack =
+        unpack_columns_function(e, "unpack", s.o.row, s.value_dim, in_order);
     for (int j = 0; j < 2; ++j) {
       V sum = e.vload(DType::F32, e.at(stat(kSum), j * L));
       V m = e.vload(DType::F32, e.at(stat(kMax), j * L));
       e.vstore(DType::F32, e.fma(m, e.f(kLn2), e.log(sum)), e.at(lse, j * L),
                e.mask(e.add(count, -j * L)));
-      std::vector<int> row_of(L);
-      std::iota(row_of.begin(), row_of.end(), j * L);
-      unpack_columns(e, e.at(ot, j * L), ld, s.value_dim, e.div(e.f(1), sum), o,
-                     s.o.row, count, row_of);
+      e.vstore(DType::F32, e.div(e.f(1), sum), e.at(stat(kAlpha), j * L));
+      e.call(unpack, {e.at(ot, j * L), e.at(stat(kAlpha), j * L),
+                      e.at(o, j * L * s.o.row, 2), e.add(count, -j * L)});
     }
     end_pairs(e);
   }

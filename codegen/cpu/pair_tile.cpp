@@ -1,5 +1,7 @@
 #include "codegen/cpu/pair_tile.h"
 
+#include <algorithm>
+
 #include "codegen/cpu/lane_tile.h"
 #include "support/error.h"
 
@@ -209,7 +211,7 @@ void unpack_columns(Emit& e, V src, int64_t ld, int64_t channels, V factor,
       e.vstore(DType::BF16, x[k], e.at(row, c, 2), mask);
     };
     e.if_(
-        e.ge(count, e.i(2 * L)),
+        e.gt(count, e.i(*std::ranges::max_element(row_of))),
         [&] {
           for (int k = 0; k < L; ++k) store(k);
         },
