@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
 
 #include "codegen/cpu/attention_emit.h"
 #include "codegen/cpu/philox.h"
@@ -22,6 +23,81 @@ void AttentionSpec::set_layout(bool rows_outside_heads) {
   k = dk = view(kv_heads, k_len, dim);
   v = dv = view(kv_heads, k_len, value_dim);
   o = view(heads, q_len, value_dim);
+}
+
+std::vector<int64_t> key_parts(const AttentionSpec& s) {
+  constexpr int64_t kUnit = 256;  // blocks of either kernel
+  const int64_t parts = std::clamp<int64_t>(
+      8 / (s.batch * s.kv_heads), 1, std::max<int64_t>(s.k_len / 512, 1));
+  std::vector<int64_t> at = {0};
+  for (int64_t i = 1; i < parts; ++i) {
+    double share = double(i) / double(parts);
+    if (s.causal && !s.window) share = 1 - std::sqrt(1 - share);
+    int64_t key = int64_t(share * double(s.k_len)) / kUnit * kUnit;
+    if (key > at.back()) at.push_back(key);
+  }
+  at.push_back(s.k_len);
+  return at;
+}
+
+KeyPart key_part(Emit& e, const AttentionSpec& s, V task) {
+  const std::vector<int64_t> at = key_parts(s);
+  const int64_t parts = int64_t(at.size()) - 1;
+  KeyPart p{e.rem(task, e.i(parts)), e.i(at[0]), e.i(at[1])};
+  for (int64_t i = 1; i < parts; ++i) {
+    V here = e.eq(p.number, e.i(i));
+    p.low = e.select(here, e.i(at[i]), p.low);
+    p.high = e.select(here, e.i(at[i + 1]), p.high);
+  }
+  return p;
+}
+
+V partial_rows(Emit& e, const AttentionSpec& s, V base, V number, V bh) {
+  const int64_t rows = (s.q_len + 31) / 32 * 32;
+  V head = e.add(e.mul(number, s.batch * s.heads), bh);
+  return e.at(base, e.mul(head, rows * s.dim));
+}
+
+int64_t attention_partial_bytes(const AttentionSpec& s) {
+  const int64_t parts = int64_t(key_parts(s).size()) - 1;
+  const int64_t rows = (s.q_len + 31) / 32 * 32;
+  return parts == 1 ? 0 : 4 * parts * s.batch * s.heads * rows * s.dim;
+}
+
+KernelSpec attention_sum(const AttentionSpec& s, const Target&) {
+  constexpr int64_t kRows = 64;  // of a task
+  const int64_t chunks = (s.q_len + kRows - 1) / kRows;
+  KernelSpec spec;
+  spec.key = attention_key("attention_sum", s);
+  spec.tasks = s.batch * s.heads * chunks;
+  spec.bytes = double(attention_partial_bytes(s));
+  spec.emit = [s, chunks](Emit& e) {
+    const int64_t parts = int64_t(key_parts(s).size()) - 1, L = e.lanes();
+    V bh = e.div(e.task(), e.i(chunks));
+    V from = e.mul(e.rem(e.task(), e.i(chunks)), kRows);
+    V to = e.min(e.add(from, kRows), e.i(s.q_len));
+    V b = e.div(bh, e.i(s.heads)), h = e.rem(bh, e.i(s.heads));
+    const DType dtype = s.bf16 ? DType::BF16 : DType::F32;
+    const int64_t size = s.bf16 ? 2 : 4, whole = s.dim / L * L;
+    V head = e.add(e.mul(b, s.dq.batch), e.mul(h, s.dq.head));
+    std::vector<V> rows;
+    for (int64_t i = 0; i < parts; ++i)
+      rows.push_back(partial_rows(e, s, e.buffer(0), e.i(i), bh));
+    e.loop(from, to, 1, [&](V q) {
+      V dq = e.at(e.buffer(1), e.add(head, e.mul(q, s.dq.row)), size);
+      auto step = [&](V c, V mask) {
+        V at = e.add(e.mul(q, s.dim), c), sum = nullptr;
+        for (V row : rows) {
+          V x = e.vload(DType::F32, e.at(row, at), mask);
+          sum = sum ? e.add(sum, x) : x;
+        }
+        e.vstore(dtype, sum, e.at(dq, c, size), mask);
+      };
+      e.loop(e.i(0), e.i(whole), L, [&](V c) { step(c, nullptr); });
+      if (whole < s.dim) step(e.i(whole), e.mask(e.i(s.dim - whole)));
+    });
+  };
+  return spec;
 }
 
 bool rows_apart(const AttentionSpec& s, int64_t stride) {

@@ -1,9 +1,10 @@
 // Flash attention (Dao et al. 2022, 2023), queries in the vector lanes:
 // S^T[key][query] = K Q^T, so maxima and sums are lane-wise and P^T is the
 // operand of O^T = V^T P^T as it stands. The forward keeps the log-sum-exp
-// only; the backward has one owner per (batch, kv head) and so sums in a fixed
-// order. Key blocks that the mask hides are skipped. On bf16 the statistics and
-// all sums are f32, and P and dS are rounded for their products.
+// only; in the backward each (batch, kv head), or a part of its keys where
+// there are few, has one owner, and so sums have a fixed order. Key blocks that
+// the mask hides are skipped. On bf16 the statistics and all sums are f32, and
+// P and dS are rounded for their products.
 #pragma once
 #include <cstdint>
 
@@ -41,7 +42,11 @@ KernelSpec attention_pack(const AttentionSpec&, const Target&);
 // Buffers: q, k, v, (key u32[2] if dropout > 0), o, lse f32[B,H,T], and what
 // attention_pack wrote if there are such bytes; then k and v come from there.
 KernelSpec attention_forward(const AttentionSpec&, const Target&);
-// Buffers: q, k, v, o, lse, do, (key), dq, dk, dv.
+// Buffers: q, k, v, o, lse, do, (key), dq, dk, dv; where the keys have several
+// owners also what each adds to dq, of so many bytes, instead of dq itself,
+// which attention_sum then writes. Buffers of that: these sums, dq.
+int64_t attention_partial_bytes(const AttentionSpec&);
+KernelSpec attention_sum(const AttentionSpec&, const Target&);
 KernelSpec attention_backward(const AttentionSpec&, const Target&);
 
 // Pairs (query, key) that the mask lets through, per batch and head.

@@ -183,8 +183,10 @@ struct Backward {
       s.o.row = s.v.row = s.dv.row = s.value_dim;
     }
     auto part = [&](int64_t offset) { return e.at(e.scratch(), offset); };
-    V b = e.div(e.task(), e.i(s.kv_heads)),
-      kv = e.rem(e.task(), e.i(s.kv_heads));
+    const bool alone = key_parts(s).size() == 2;
+    const KeyPart own = key_part(e, s, e.task());
+    V owner = e.div(e.task(), e.i(int64_t(key_parts(s).size()) - 1));
+    V b = e.div(owner, e.i(s.kv_heads)), kv = e.rem(owner, e.i(s.kv_heads));
     auto view = [&](int buffer, const AttentionView& v, V head) {
       return e.at(e.buffer(buffer),
                   e.add(e.mul(b, v.batch), e.mul(head, v.head)));
@@ -194,10 +196,14 @@ struct Backward {
     V k = view(1, in.k, kv), v = view(2, in.v, kv);
     V dk_out = view(out + 1, in.dk, kv), dv_out = view(out + 2, in.dv, kv);
     V dk = dk_out, dv = dv_out;
-    V zero = e.i(0), keys = e.i(s.k_len);
+    V zero = e.i(0), keys = e.sub(own.high, own.low);
+    auto from_low = [&](V rows, int64_t stride) {
+      return e.at(rows, e.mul(own.low, stride));
+    };
     if (copies) {
       auto copy = [&](V rows, int64_t stride, int64_t to, int64_t width) {
-        copy_rows(e, rows, stride, part(to), width, width, keys);
+        copy_rows(e, from_low(rows, stride), stride, from_low(part(to), width),
+                  width, width, keys);
         return part(to);
       };
       k = copy(k, in.k.row, at.k, s.dim);
@@ -205,7 +211,7 @@ struct Backward {
       dk = part(at.dk), dv = part(at.dv);
     }
     auto zero_rows = [&](V rows, int64_t stride, int64_t width) {
-      e.loop(zero, keys, 1, [&](V k) {
+      e.loop(own.low, own.high, 1, [&](V k) {
         zero_fill(e, e.at(rows, e.mul(k, stride)), e.i(width));
       });
     };
@@ -247,21 +253,24 @@ struct Backward {
       });
       statistics(o, head.dout, lse, part(at.lse), part(at.delta));
       zero_fill(e, part(at.dq), e.i(at.lse - at.dq));
-      blocks(head, at);
+      blocks(head, at, own);
       V scale = part(at.p);  // P is free now
       e.vstore(DType::F32, e.splat(e.f(s.scale)), scale);
-      Fn unpack = unpack_function(e, "unpack", in.dq.row, s.dim);
+      const int64_t dq_row = alone ? in.dq.row : s.dim;
+      if (!alone) dq = partial_rows(e, s, e.buffer(out + 3), own.number, bh);
+      Fn unpack = unpack_function(e, "unpack", dq_row, s.dim);
       for_panels([&](V q0, V count) {
         for (int j = 0; j < 2; ++j)
-          e.call(unpack,
-                 {e.at(part(at.dq + j * L), e.mul(q0, s.dim)), scale,
-                  e.at(e.at(dq, j * L * in.dq.row), e.mul(q0, in.dq.row)),
-                  e.add(count, -j * L)});
+          e.call(unpack, {e.at(part(at.dq + j * L), e.mul(q0, s.dim)), scale,
+                          e.at(e.at(dq, j * L * dq_row), e.mul(q0, dq_row)),
+                          e.add(count, -j * L)});
       });
     });
-    copy_rows(e, dk, s.dk.row, dk_out, in.dk.row, s.dim, keys, s.scale);
+    copy_rows(e, from_low(dk, s.dk.row), s.dk.row, from_low(dk_out, in.dk.row),
+              in.dk.row, s.dim, keys, s.scale);
     if (copies)
-      copy_rows(e, dv, s.dv.row, dv_out, in.dv.row, s.value_dim, keys);
+      copy_rows(e, from_low(dv, s.dv.row), s.dv.row,
+                from_low(dv_out, in.dv.row), in.dv.row, s.value_dim, keys);
   }
 
   struct Head {
@@ -269,11 +278,11 @@ struct Backward {
   };
 
   // All pairs of a block of keys and a block of queries that see each other.
-  void blocks(const Head& head, const Layout& at) {
+  void blocks(const Head& head, const Layout& at, const KeyPart& own) {
     auto part = [&](int64_t offset) { return e.at(e.scratch(), offset); };
     V zero = e.i(0);
     V p = part(at.p), ds = part(at.ds);
-    e.loop(zero, e.i(s.k_len), kKeyBlock, [&](V kb) {
+    e.loop(own.low, own.high, kKeyBlock, [&](V kb) {
       V block = e.min(e.i(kKeyBlock), e.sub(e.i(s.k_len), kb));
       V k = e.at(head.k, e.mul(kb, s.k.row)),
         v = e.at(head.v, e.mul(kb, s.v.row));
@@ -353,7 +362,7 @@ KernelSpec attention_backward(const AttentionSpec& s, const Target& target) {
   const double pairs = attention_pairs(s) * double(s.batch * s.heads);
   KernelSpec spec;
   spec.key = attention_key("attention_grad", s);
-  spec.tasks = s.batch * s.kv_heads;
+  spec.tasks = s.batch * s.kv_heads * (int64_t(key_parts(s).size()) - 1);
   if (s.bf16) {
     emit_pairs_backward(spec, s, target);
   } else {

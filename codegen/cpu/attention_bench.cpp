@@ -102,8 +102,10 @@ std::vector<BenchRow> bench_attention(KernelLibrary& lib,
   const int64_t nq = s.batch * s.heads * s.q_len,
                 nk = s.batch * s.kv_heads * s.k_len;
   const int64_t packed_bytes = attention_packed_bytes(s);
+  const int64_t partial_bytes = attention_partial_bytes(s);
   const int64_t values = 2 * (nq + nk) * (s.dim + s.value_dim);
-  Arena arena(values * (s.bf16 ? 2 : 4) + nq * 4 + packed_bytes + 64 * 16,
+  Arena arena(values * (s.bf16 ? 2 : 4) + nq * 4 + packed_bytes +
+                  partial_bytes + 64 * 16,
               s.bf16);
   std::byte *q = arena.random(nq * s.dim, 1), *k = arena.random(nk * s.dim, 2),
             *v = arena.random(nk * s.value_dim, 3),
@@ -111,7 +113,8 @@ std::vector<BenchRow> bench_attention(KernelLibrary& lib,
             *o = arena.zeros(nq * s.value_dim), *lse = arena.take(nq * 4),
             *dq = arena.zeros(nq * s.dim), *dk = arena.zeros(nk * s.dim),
             *dv = arena.zeros(nk * s.value_dim),
-            *packed = arena.take(packed_bytes);
+            *packed = arena.take(packed_bytes),
+            *partial = arena.take(partial_bytes);
   uint32_t key[2] = {1, 2};
   using Buffers = std::vector<std::byte*>;
   auto with_key = [&](Buffers in, const Buffers& out) {
@@ -124,9 +127,11 @@ std::vector<BenchRow> bench_attention(KernelLibrary& lib,
     forward.push_back({attention_pack(s, lib.target()), {k, v, packed}});
   forward.push_back({attention_forward(s, lib.target()),
                      with_key({q, k, v}, {o, lse, packed})});
-  const BoundLaunch backward = {
-      attention_backward(s, lib.target()),
-      with_key({q, k, v, o, lse, dout}, {dq, dk, dv})};
+  std::vector<BoundLaunch> backward = {
+      {attention_backward(s, lib.target()),
+       with_key({q, k, v, o, lse, dout}, {dq, dk, dv, partial})}};
+  if (partial_bytes)
+    backward.push_back({attention_sum(s, lib.target()), {partial, dq}});
   double pairs = s.causal && !s.window ? double(s.q_len) * double(s.k_len) / 2
                                        : attention_pairs(s);
   double flops =
@@ -134,7 +139,7 @@ std::vector<BenchRow> bench_attention(KernelLibrary& lib,
   const std::string name = attention_name(s);
   std::vector<BenchRow> rows = {
       time_launches(lib, name + " forward", forward, s.bf16, seconds),
-      time_launches(lib, name + " backward", {&backward, 1}, s.bf16, seconds)};
+      time_launches(lib, name + " backward", backward, s.bf16, seconds)};
   rows[0].flops = flops, rows[1].flops = 2.5 * flops;
   return rows;
 }

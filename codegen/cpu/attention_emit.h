@@ -1,6 +1,7 @@
 // Parts common to the two attention kernels.
 #pragma once
 #include <string>
+#include <vector>
 
 #include "codegen/cpu/attention.h"
 #include "codegen/cpu/lane_tile.h"
@@ -48,6 +49,21 @@ Fn pack_function(Emit&, const std::string& name, int64_t stride, int64_t cols,
                  double scale);
 Fn unpack_function(Emit&, const std::string& name, int64_t stride,
                    int64_t cols);
+
+// Where the parts of the keys that have different owners in the backward begin,
+// and the end. A handful of heads with many keys has several, for more threads
+// to work; a part costs the packing of all queries anew, so that more heads
+// have one. Under a causal mask the first parts are shorter: more queries see
+// them.
+std::vector<int64_t> key_parts(const AttentionSpec&);
+// The part of the task, and the first and last of its keys.
+struct KeyPart {
+  V number, low, high;
+};
+KeyPart key_part(Emit&, const AttentionSpec&, V task);
+// What part `number` adds to dq of head `bh`: f32 rows of s.dim, padded to a
+// multiple of 32.
+V partial_rows(Emit&, const AttentionSpec&, V base, V number, V bh);
 
 // Whether rows of one head lie `stride` or more elements apart, and not side by
 // side. They share few sets of the cache then.

@@ -52,6 +52,7 @@ struct Backward {
   const Layout at{s, panel};
   const bool drop = s.dropout > 0;
   const int64_t shift = s.k_len - s.q_len;
+  KeyPart own = {};
 
   // K^T of the block whose first key is `kb`.
   V transposed_at(V kb) {
@@ -265,7 +266,7 @@ struct Backward {
 
   void blocks(const Head& h) {
     V zero = e.i(0);
-    e.loop(zero, e.i(s.k_len), kKeys, [&](V kb) {
+    e.loop(own.low, own.high, kKeys, [&](V kb) {
       V first = s.causal ? e.max(zero, e.add(kb, -shift)) : zero;
       V last = e.i(s.q_len);
       if (s.window) last = e.min(last, e.add(kb, kKeys + s.window - 1 - shift));
@@ -280,7 +281,7 @@ struct Backward {
   // f32 rows to bf16
   void store_rows(int64_t from, int64_t width, V to, int64_t stride,
                   int64_t channels, double scale) {
-    e.loop(e.i(0), e.i(s.k_len), 1, [&](V k) {
+    e.loop(own.low, own.high, 1, [&](V k) {
       V src = e.at(part(from), e.mul(k, width * 4), 1);
       V dst = e.at(to, e.mul(k, stride), 2);
       auto step = [&](V c, V mask) {
@@ -295,24 +296,32 @@ struct Backward {
 
   void kernel() {
     begin_pairs(e);
-    V b = e.div(e.task(), e.i(s.kv_heads)),
-      kv = e.rem(e.task(), e.i(s.kv_heads));
+    const bool alone = key_parts(s).size() == 2;
+    own = key_part(e, s, e.task());
+    V owner = e.div(e.task(), e.i(int64_t(key_parts(s).size()) - 1));
+    V b = e.div(owner, e.i(s.kv_heads)), kv = e.rem(owner, e.i(s.kv_heads));
     auto view = [&](int buffer, const AttentionView& v, V head) {
       return e.at(e.buffer(buffer),
                   e.add(e.mul(b, v.batch), e.mul(head, v.head)), 2);
     };
     const int64_t group = s.heads / s.kv_heads;
     const int out = 6 + drop;
-    V zero = e.i(0), all = e.i(pair_padded(s.k_len)), count = e.i(s.k_len);
+    V zero = e.i(0), count = e.i(s.k_len);
+    V low = own.low, all = e.sub(ceil_to(e, own.high, kPairStep), low);
+    auto own_part = [&](int64_t start, int64_t row) {
+      return e.at(part(start), e.mul(low, row), 1);
+    };
     PairRows k{view(1, s.k, kv), s.k.row, count, s.dim};
     PairRows v{view(2, s.v, kv), s.v.row, count, s.value_dim};
-    pack_plain(e, k, zero, all, part(at.k), size.row_k);
-    pack_plain(e, v, zero, all, part(at.v), size.row_v);
-    e.loop(zero, all, kKeys, [&](V kb) {
-      V n = e.min(e.i(kKeys), e.sub(all, kb));
+    pack_plain(e, k, low, all, own_part(at.k, size.row_k), size.row_k);
+    pack_plain(e, v, low, all, own_part(at.v, size.row_v), size.row_v);
+    e.loop(low, own.high, kKeys, [&](V kb) {
+      V n = e.min(e.i(kKeys), e.sub(e.add(low, all), kb));
       pack_transposed(e, k, kb, n, transposed_at(kb), at.transposed.row);
     });
-    zero_fill(e, part(at.dk), e.i((at.qt - at.dk) / 4));
+    zero_fill(e, own_part(at.dk, size.dim * 4), e.mul(all, size.dim));
+    zero_fill(e, own_part(at.dv, size.value_dim * 4),
+              e.mul(all, size.value_dim));
     V key0 = nullptr, key1 = nullptr;
     if (drop) {
       key0 = e.load(DType::U32, e.buffer(6));
@@ -340,6 +349,16 @@ struct Backward {
       e.vstore(DType::F32, e.splat(e.f(s.scale)), part(at.s));
       e.loop(zero, e.i(s.q_len), panel, [&](V q0) {
         V src = e.at(part(at.dqt), e.mul(q0, size.dim * 4), 1);
+        if (!alone) {
+          V rows = partial_rows(e, s, e.buffer(out + 3), own.number, bh);
+          rows = e.at(rows, e.mul(q0, s.dim));
+          for (int j = 0; j < 2; ++j)
+            unpack_rows(
+                e, e.at(src, j * L), panel, s.dim, e.splat(e.f(s.scale)),
+                [&](int t) { return e.at(rows, pair_lane(t, j) * s.dim); },
+                e.i(L));
+          return;
+        }
         V dst = e.at(head.dq, e.mul(q0, s.dq.row), 2);
         V rows = e.min(e.sub(e.i(s.q_len), q0), e.i(panel));
         for (int j = 0; j < 2; ++j)

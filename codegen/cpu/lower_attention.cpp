@@ -44,9 +44,17 @@ Lowered lower_attention(const Node& n, const Target& t) {
   for (int r = 0; r < n.num_results(); ++r)
     l.buffers.push_back(n.num_operands() + r);
   Lowered out;
-  if (!backward) out.workspace_bytes = attention_packed_bytes(s);
+  const int workspace = n.num_operands() + n.num_results();
+  out.workspace_bytes =
+      backward ? attention_partial_bytes(s) : attention_packed_bytes(s);
+  if (out.workspace_bytes && backward) {
+    l.buffers.push_back(workspace);
+    out.launches.push_back(std::move(l));
+    const int dq = n.num_operands();
+    out.launches.push_back({attention_sum(s, t), {workspace, dq}, {}});
+    return out;
+  }
   if (out.workspace_bytes) {
-    const int workspace = n.num_operands() + n.num_results();
     out.launches.push_back({attention_pack(s, t), {1, 2, workspace}, {}});
     l.buffers.push_back(workspace);
   }

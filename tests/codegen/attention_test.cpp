@@ -22,7 +22,7 @@ struct Problem {
   uint32_t key[2] = {uint32_t(kKey), uint32_t(kKey >> 32)};
   // what the kernels see in bf16, one behind each of the above but lse
   std::map<Floats*, std::vector<uint16_t>> halves;
-  std::vector<std::byte> packed;
+  std::vector<std::byte> packed, partial;
 
   explicit Problem(const AttentionSpec& spec) : s(spec) {
     size_t nq = size_t(s.batch * s.heads * s.q_len);
@@ -34,6 +34,7 @@ struct Problem {
     dq.assign(nq * s.dim, NAN), dk.assign(nk * s.dim, NAN);
     dv.assign(nk * s.value_dim, NAN);
     packed.resize(attention_packed_bytes(s), std::byte(0xff));
+    partial.resize(attention_partial_bytes(s), std::byte(0xff));
     if (!s.bf16) return;
     for (auto* x : {&q, &k, &v, &o, &dout, &dq, &dk, &dv})
       for (float& f : *x) {
@@ -57,6 +58,7 @@ struct Problem {
                             data(o), lse.data(), data(dout)};
     if (s.dropout > 0) b.push_back(key);
     for (auto* x : {&dq, &dk, &dv}) b.push_back(data(*x));
+    if (!partial.empty()) b.push_back(partial.data());
     return b;
   }
   void run(KernelLibrary& lib) {
@@ -68,6 +70,8 @@ struct Problem {
       one(attention_pack(s, lib.target()), {data(k), data(v), packed.data()});
     one(attention_forward(s, lib.target()), forward_buffers());
     one(attention_backward(s, lib.target()), backward_buffers());
+    if (!partial.empty())
+      one(attention_sum(s, lib.target()), {partial.data(), data(dq)});
     for (auto& [floats, half] : halves)
       for (size_t i = 0; i < half.size(); ++i)
         (*floats)[i] = bf16_to_f32(half[i]);
@@ -188,6 +192,9 @@ TEST_CASE("attention agrees with the definition") {
     check_both(t, make_spec(2, 2, 2, 64, 64, 32, 32, true));
     check_both(t, make_spec(1, 1, 1, 5, 150, 16, 16, true));
     check_both(t, make_spec(1, 2, 1, 130, 700, 33, 64, true));
+    // keys with several owners
+    check_both(t, make_spec(1, 2, 1, 1101, 1101, 20, 9, true));
+    check_both(t, make_spec(1, 1, 1, 45, 1600, 16, 16, false));
     AttentionSpec negative = make_spec(1, 2, 2, 70, 301, 24, 24, false);
     negative.scale = -0.3;
     check_both(t, negative);

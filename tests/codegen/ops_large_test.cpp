@@ -31,8 +31,25 @@ OpCase large(std::string name, Op op, std::vector<OpInput> in,
   return c;
 }
 
+// Attention and its gradient, [B,T,H,D].
+OpCase attention(std::string name, Dims q, Dims k) {
+  OpCase c{name, Op::AttentionGrad, {f32(q), f32(k), f32(k), f32(q)}, nullptr};
+  c.tolerance = 2e-5;
+  c.build = [](Builder& b, In x) {
+    AttrList attrs = {{"causal", true}, {"layout", std::string("bthd")}};
+    Node* f = b.node(Op::Attention, {x[0], x[1], x[2]}, attrs);
+    Values in = {x[0], x[1], x[2], f->result(0), f->result(1), x[3]};
+    Node* g = b.node(Op::AttentionGrad, in, attrs);
+    return Values{f->result(0), g->result(0), g->result(1), g->result(2)};
+  };
+  return c;
+}
+
 std::vector<OpCase> cases() {
   std::vector<OpCase> all;
+  all.push_back(attention("keys with several owners", {1, 1030, 2, 12},
+                          {1, 1030, 1, 12}));
+  all.push_back(attention("heads far apart", {2, 70, 64, 17}, {2, 83, 64, 17}));
   auto sum = [&](const char* name, Dims d, Ints axes) {
     for (Op op : {Op::Sum, Op::Mean, Op::ReduceMax})
       all.push_back(large(name, op, {f32(d)}, {{"axes", axes}}, 2e-4));
