@@ -17,6 +17,7 @@ void add_opt_command(CLI::App& app);
 void add_bench_command(CLI::App& app);
 void add_bench_fuse(CLI::App& bench);  // and layer, dispatch
 void add_inspect_command(CLI::App& app);
+void add_hf_commands(CLI::App& app);  // import, export
 void add_config_command(CLI::App& app);
 void add_doctor_command(CLI::App& app);
 

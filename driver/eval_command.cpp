@@ -28,10 +28,12 @@ void run(const Options& o) {
   moe::State state;
   moe::load_parameters(state, model.parameters(), opened);
   auto tokens = moe::load_tokens(o.data, config, opened.tokenizer);
-  EvalWindows windows(tokens, config.train.seq);
+  // No longer than the text: a model may be able to read much more.
+  i64 seq = std::min(config.train.seq, std::max<i64>(tokens.size() - 1, 1));
+  EvalWindows windows(tokens, seq);
   i64 rows = std::min(config.train.batch, windows.windows());
   moe::Engine engine(engine_options(o, config));
-  auto f = engine.compile(moe::eval_function(model, rows, config.train.seq));
+  auto f = engine.compile(moe::eval_function(model, rows, seq));
   f.bind(state);
   auto e = moe::evaluate(f, config, windows, rows);
   double bpb = std::nan("");

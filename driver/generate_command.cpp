@@ -2,6 +2,7 @@
 #include <fmt/ranges.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <chrono>
 #include <nlohmann/json.hpp>
 
@@ -86,19 +87,23 @@ void run(const Options& o) {
   auto prompts = read_prompts(o, opened.tokenizer);
   if (!opened.tokenizer && !o.ids)
     user_error("{}: has no tokenizer; use --ids", o.checkpoint);
+  // Ids alone may be any of the model's, also such as are no text.
+  bool text = opened.tokenizer && (!o.ids || o.json || !o.stop.empty());
   std::vector<Row> rows(prompts.size());
   for (auto& r : rows)
-    if (opened.tokenizer) r.decoder.emplace(*opened.tokenizer);
+    if (text) r.decoder.emplace(*opened.tokenizer);
   bool stream = prompts.size() == 1 && !o.ids && !o.json;
   if (stream && !o.prompts.empty()) fmt::print("{}", o.prompts[0]);
   auto options = o.generate;
-  if (opened.tokenizer) options.ids = opened.tokenizer->vocab_size();
+  if (text) options.ids = opened.tokenizer->vocab_size();
+  if (opened.hf) options.eos = moe::hf_eos(*opened.hf);
   double first = 0;
   i64 count = 0;
   auto out = generator.generate(prompts, options, [&](i64 r, int32_t id) {
     if (count++ == 0) first = seconds();
     auto& row = rows[size_t(r)];
-    bool more = row.add(id, o.stop);
+    bool end = std::ranges::find(options.eos, id) != options.eos.end();
+    bool more = end || row.add(id, o.stop);
     if (stream) {
       fmt::print("{}", row.show(o.stop));
       std::fflush(stdout);
@@ -124,7 +129,7 @@ void run(const Options& o) {
                first - start, rate);
   if (!o.json) return;
   nlohmann::ordered_json j = {{"ids", out}, {"tokens", count}};
-  if (opened.tokenizer)
+  if (text)
     for (auto& r : rows) j["text"].push_back(r.text);
   j["first_token_s"] = first - start;
   j["tokens_per_s"] = rate;

@@ -58,13 +58,16 @@ Json cost_json(const moe::CostReport& c) {
             {"decode_tokens_per_s", c.decode_tokens_per_s()}}}};
 }
 
-Json params_json(const dsl::Parameters& params) {
+Json params_json(const dsl::Parameters& params,
+                 const std::optional<moe::HfCarried>& hf) {
+  auto& family =
+      hf ? moe::hf_family_of(*hf) : *moe::find_hf_family("qwen3_moe");
   Json list = Json::array();
   for (auto& p : params.all()) {
-    auto hf = moe::hf_name(p.name);
+    auto theirs = moe::hf_name(family, hf && hf->stacked, p.name);
     list.push_back({{"name", p.name},
                     {"shape", std::vector<i64>(p.dims.begin(), p.dims.end())},
-                    {"hf_name", hf.empty() ? Json() : Json(hf)}});
+                    {"hf_name", theirs.empty() ? Json() : Json(theirs)}});
   }
   return list;
 }
@@ -147,7 +150,7 @@ void run(const Options& o) {
   moe::Engine engine(engine_options(o, c));
   auto costs = moe::report_costs(engine, model);
   Json j = cost_json(costs);
-  j["params"] = params_json(model.parameters());
+  j["params"] = params_json(model.parameters(), opened.hf);
   if (!o.text.empty()) {
     moe::State state;
     moe::load_parameters(state, model.parameters(), opened);

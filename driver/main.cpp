@@ -29,6 +29,7 @@ int run(int argc, char** argv) {
   moec::add_opt_command(app);
   moec::add_bench_command(app);
   moec::add_inspect_command(app);
+  moec::add_hf_commands(app);
   moec::add_tokenizer_commands(app);
   moec::add_config_command(app);
   moec::add_doctor_command(app);

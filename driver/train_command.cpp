@@ -4,6 +4,7 @@
 
 #include "driver/commands.h"
 #include "driver/common.h"
+#include "models/moe/model_io.h"
 #include "models/moe/trainer.h"
 #include "support/error.h"
 
@@ -33,7 +34,9 @@ void run(const Options& o) {
   auto set = o.set;
   if (o.steps >= 0) set.push_back(fmt::format("train.steps={}", o.steps));
   std::filesystem::path config = o.config;
-  t.name = o.config.empty() ? "default" : config.stem().string();
+  t.name = !o.config.empty() ? config.stem().string()
+           : !o.init.empty() ? "tuned"
+                             : "default";
   if (!o.resume.empty()) {
     t.resume = true;
     if (o.resume == "auto") {
@@ -54,9 +57,12 @@ void run(const Options& o) {
       if (config.empty()) config = from / "config.toml";
     }
   }
-  t.config = config.empty()
-                 ? moe::parse_config(moe::default_config(), "default", set)
-                 : moe::load_config(config, set);
+  if (!config.empty())
+    t.config = moe::load_config(config, set);
+  else if (!o.init.empty())
+    t.config = moe::open_model(o.init, set).config;
+  else
+    t.config = moe::parse_config(moe::default_config(), "default", set);
   if (!o.data.empty()) t.config.data.path = o.data;
   if (!o.init.empty()) t.init = o.init;
   t.engine = engine_options(o, t.config);
@@ -81,13 +87,15 @@ void add_train_command(CLI::App& app) {
   auto o = std::make_shared<Options>();
   auto* c = app.add_subcommand("train", "Train a model");
   c->add_option("config", o->config,
-                "Config (TOML); without one, a small model on built-in text");
+                "Config (TOML); without one, that of --init, or a small model "
+                "on built-in text");
   add_data_flag(*c, o->data);
   c->add_option("--out", o->out, "Run folder; default runs/NAME-K");
   c->add_option("--resume", o->resume,
                 "auto: continue the run in --out if there is one; or its "
                 "folder");
-  c->add_option("--init", o->init, "Checkpoint to start a new run from");
+  c->add_option("--init", o->init,
+                "Checkpoint whose weights a new run starts from");
   c->add_option("--steps", o->steps, "Steps in total (train.steps)")
       ->check(CLI::NonNegativeNumber);
   add_run_flags(*c, *o);

@@ -65,8 +65,8 @@ void write_files(const fs::path& folder, const CheckpointContent& c) {
   write_file_atomic(folder / "config.toml", c.config_toml);
   if (!c.tokenizer_json.empty())
     write_file_atomic(folder / "tokenizer.json", c.tokenizer_json);
+  if (!c.hf_json.empty()) write_file_atomic(folder / "hf.json", c.hf_json);
   write_file_atomic(folder / kManifest, manifest_text(folder, c));
-  sync_folder(folder);
 }
 
 void remove_quietly(const fs::path& path) {
@@ -88,13 +88,15 @@ void publish(const fs::path& from, const fs::path& to, const fs::path& parent) {
   if (replaced) remove_quietly(from);
 }
 
-void write_step_folder(const fs::path& folder, const CheckpointContent& c) {
+void write_folder(const fs::path& folder,
+                  FunctionRef<void(const fs::path&)> write) {
   fs::path parent = folder.has_parent_path() ? folder.parent_path() : ".";
   fs::path temp = parent / (std::string(kTemp) + folder.filename().string());
   remove_quietly(temp);
   make_folders(temp);
   try {
-    write_files(temp, c);
+    write(temp);
+    sync_folder(temp);
     publish(temp, folder, parent);
   } catch (...) {
     remove_quietly(temp);
@@ -155,20 +157,26 @@ Checkpoint check_step_folder(const fs::path& folder, Depth depth) {
 
 }  // namespace
 
-Checkpoint save_step_folder(const fs::path& folder,
-                            const CheckpointContent& c) {
+fs::path write_new_folder(const fs::path& folder,
+                          FunctionRef<void(const fs::path&)> write) {
   fs::path place = folder.lexically_normal();
   if (place.filename().empty()) place = place.parent_path();  // "out/"
   if (fs::exists(place) && !(fs::is_directory(place) && fs::is_empty(place)))
     user_error("{}: already exists; choose another place", place.string());
   if (place.has_parent_path()) make_folders(place.parent_path());
-  write_step_folder(place, c);
-  return {place, c.step, c.cursor, c.val_loss};
+  write_folder(place, write);
+  return place;
+}
+
+Checkpoint save_step_folder(const fs::path& folder,
+                            const CheckpointContent& c) {
+  auto write = [&](const fs::path& temp) { write_files(temp, c); };
+  return {write_new_folder(folder, write), c.step, c.cursor, c.val_loss};
 }
 
 Checkpoint save_checkpoint(const fs::path& run, const CheckpointContent& c) {
   fs::path folder = run / step_name(c.step);
-  write_step_folder(folder, c);
+  write_folder(folder, [&](const fs::path& temp) { write_files(temp, c); });
   return {folder, c.step, c.cursor, c.val_loss};
 }
 

@@ -1,8 +1,9 @@
 // Checkpoints of a run: folders RUN/step-N with model.safetensors,
 // optimizer.safetensors (if there is optimizer state), config.toml,
-// tokenizer.json (if there is one) and manifest.json, which states the format,
-// the step, the data cursor, and size and hash of every other file. No time,
-// path or thread count is in any of them: equal runs give equal bytes.
+// tokenizer.json (if there is one), hf.json (what an imported model brought
+// that moec has no use for) and manifest.json, which states the format, the
+// step, the data cursor, and size and hash of every other file. No time, path
+// or thread count is in any of them: equal runs give equal bytes.
 //
 // A folder appears by one rename, complete and synced; a crash at any moment
 // leaves the older ones, and never a half one, under these names.
@@ -16,6 +17,7 @@
 #include <vector>
 
 #include "runtime/safetensors.h"
+#include "support/function_ref.h"
 
 namespace moec {
 
@@ -24,7 +26,8 @@ struct CheckpointContent {
   int64_t cursor = 0;              // batches taken from the data
   std::optional<double> val_loss;  // of the latest evaluation
   std::span<const TensorView> model, optimizer;
-  std::string config_toml, tokenizer_json;  // empty tokenizer: no file
+  std::string config_toml;
+  std::string tokenizer_json, hf_json;  // empty: no file
 };
 
 // A step folder whose manifest and files were found whole.
@@ -41,6 +44,8 @@ struct Checkpoint {
   std::filesystem::path config() const { return folder / "config.toml"; }
   std::filesystem::path tokenizer() const { return folder / "tokenizer.json"; }
   bool has_tokenizer() const { return std::filesystem::exists(tokenizer()); }
+  std::filesystem::path hf() const { return folder / "hf.json"; }
+  bool has_hf() const { return std::filesystem::exists(hf()); }
 };
 
 // Writes RUN/step-N; one that is already there is replaced whole. A UserError
@@ -48,8 +53,14 @@ struct Checkpoint {
 Checkpoint save_checkpoint(const std::filesystem::path& run,
                            const CheckpointContent& content);
 
-// Writes one step folder at exactly this path, which must not exist yet or be
-// an empty folder.
+// Has `write` fill a folder and puts it at exactly this path, whole or not at
+// all; the path must not exist yet or be an empty folder. Returns the path
+// without a slash at its end.
+std::filesystem::path write_new_folder(
+    const std::filesystem::path& folder,
+    FunctionRef<void(const std::filesystem::path&)> write);
+
+// Writes one step folder in that way.
 Checkpoint save_step_folder(const std::filesystem::path& folder,
                             const CheckpointContent& content);
 

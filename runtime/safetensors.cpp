@@ -289,7 +289,9 @@ void write_safetensors(const fs::path& path,
   for (auto* t : order) {
     int64_t bytes = dtype_size(t->dtype);
     for (int64_t d : t->dims) bytes *= d;
-    MOEC_CHECK(bytes == int64_t(t->bytes.size()), "tensor {}", t->name);
+    size_t held = t->bytes.size();
+    for (auto piece : t->rest) held += piece.size();
+    MOEC_CHECK(bytes == int64_t(held), "tensor {}", t->name);
     header += fmt::format(
         "{}{}:{{\"dtype\":\"{}\",\"shape\":{},\"data_offsets\":[{},{}]}}",
         header.size() > 1 ? "," : "", json_quote(t->name),
@@ -302,7 +304,10 @@ void write_safetensors(const fs::path& path,
   AtomicFile out(path);
   out.write(std::as_bytes(std::span(&length, 1)));
   out.write(header);
-  for (auto* t : order) out.write(t->bytes);
+  for (auto* t : order) {
+    out.write(t->bytes);
+    for (auto piece : t->rest) out.write(piece);
+  }
   out.commit();
 }
 

@@ -58,12 +58,14 @@ class Safetensors {
   std::map<std::string, std::string> metadata_;
 };
 
-// A tensor to write. `bytes` is dense, row-major, little-endian.
+// A tensor to write, dense, row-major, little-endian: `bytes`, then the pieces
+// of `rest`, as it may lie in several places.
 struct TensorView {
   std::string name;
   DType dtype = DType::F32;
   std::vector<int64_t> dims;
   std::span<const std::byte> bytes;
+  std::vector<std::span<const std::byte>> rest = {};
 };
 
 // Writes atomically (support/file.h). The same tensors give the same bytes in

@@ -34,6 +34,7 @@ struct ModelConfig {
   i64 d_ff_dense = 0;          // 0: d_ff
   Biases bias;
   bool tied = false;
+  i64 pad = -1;  // a token whose embedding is not trained; -1: none
   double dropout = 0;
   std::string qk_norm = "none";  // none head full; false is none
   i64 moe_every = 1;             // MoE in layers 0, n, 2n, ...

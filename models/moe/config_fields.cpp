@@ -1,5 +1,7 @@
 #include "models/moe/config_fields.h"
 
+#include "support/error.h"
+
 namespace moec::moe {
 namespace {
 
@@ -30,6 +32,7 @@ void model_fields(ModelConfig& m, std::vector<Field>& out) {
   add({"", "d_ff_dense", &m.d_ff_dense, 0, 1 << 20});
   add({"", "bias", &m.bias});
   add({"", "tied", &m.tied});
+  add({"", "pad", &m.pad, -1, 1 << 30});
   add({"", "dropout", &m.dropout, 0, 0.999});
   add({"", "qk_norm", &m.qk_norm, 0, 0, {"none", "head", "full"}});
   add({"", "moe_every", &m.moe_every, 1, kBig});
@@ -114,6 +117,16 @@ std::vector<Field> fields(Config& c) {
       {"compile", "moe", &c.compile.moe, 0, 0, {"fused", "grouped", "dense"}});
   out.push_back({"compile", "remat", &c.compile.remat});
   return out;
+}
+
+Field find_field(Config& config, std::string_view name) {
+  for (auto& f : fields(config))
+    if (name.starts_with(f.section) &&
+        name.substr(f.section.size(), 1) == "." &&
+        name.substr(f.section.size() + 1) == f.key)
+      return f;
+  MOEC_CHECK(false, "no key {}", name);
+  return {};
 }
 
 }  // namespace moec::moe

@@ -22,5 +22,7 @@ struct Field {
 
 // All keys in the order of to_toml.
 std::vector<Field> fields(Config& config);
+// One that must exist: "model.vocab".
+Field find_field(Config& config, std::string_view name);
 
 }  // namespace moec::moe

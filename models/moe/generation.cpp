@@ -179,6 +179,7 @@ std::vector<std::vector<int32_t>> Generator::generate(const Texts& prompts,
       }
       out[r].push_back(id);
       if (sink && !sink(i64(r), id)) done[r] = true;
+      if (std::ranges::find(o.eos, id) != o.eos.end()) done[r] = true;
       any = any || !done[r];
     }
     if (!any) break;

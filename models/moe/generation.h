@@ -16,6 +16,7 @@ struct GenerateOptions {
   SamplingOptions sampling;
   i64 max_tokens = 100;
   std::vector<int32_t> stop;  // a row ends before one of these
+  std::vector<int32_t> eos;   // a row ends with one of these
   // Only ids below this, where the vocabulary is larger than the tokenizer's;
   // 0: all.
   i64 ids = 0;

@@ -7,6 +7,7 @@
 #include "frontend/optim.h"
 #include "models/moe/data.h"
 #include "support/error.h"
+#include "support/file.h"
 
 namespace moec::moe {
 namespace {
@@ -109,6 +110,9 @@ OpenedModel open_model(const std::filesystem::path& path,
   m.config = load_config(m.checkpoint->config(), overrides);
   if (m.checkpoint->has_tokenizer())
     m.tokenizer = Tokenizer::load(m.checkpoint->tokenizer().string());
+  if (m.checkpoint->has_hf())
+    m.hf = parse_hf_carried(read_file(m.checkpoint->hf()),
+                            m.checkpoint->hf().string());
   return m;
 }
 

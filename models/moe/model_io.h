@@ -7,6 +7,7 @@
 
 #include "models/moe/config.h"
 #include "models/moe/engine.h"
+#include "models/moe/hf_checkpoint.h"
 #include "models/moe/transformer.h"
 #include "runtime/checkpoint.h"
 #include "tokenizer/tokenizer.h"
@@ -17,6 +18,7 @@ struct OpenedModel {
   Config config;  // model.vocab is known
   std::optional<Checkpoint> checkpoint;
   std::optional<Tokenizer> tokenizer;
+  std::optional<HfCarried> hf;  // of an imported model
 };
 
 // A config file (*.toml), a step folder or a run folder (its newest valid

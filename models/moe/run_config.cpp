@@ -3,6 +3,7 @@
 #include <fmt/ranges.h>
 
 #include "models/moe/config_fields.h"
+#include "models/moe/data_files.h"
 #include "models/moe/model_io.h"
 #include "support/error.h"
 #include "support/file.h"
@@ -39,11 +40,25 @@ void require_same_run(Config now, Config before, const std::string& place) {
         place, fmt::join(differ, ", "));
 }
 
+// A model knows its ids by its own tokenizer; one made from the new text would
+// number other things.
+void require_tokenizer(const Config& c, const std::optional<Tokenizer>& has,
+                       const std::optional<Checkpoint>& from) {
+  auto& t = c.data.tokenizer;
+  bool made = t == "char" || t == "bytes" || t.starts_with("bpe:");
+  if (has || !from || !made || c.data.path.empty()) return;
+  if (find_data(c.data.path)[0].is_tokens()) return;
+  user_error(
+      "{}: has no tokenizer, so the data must be files of token ids (*.bin, "
+      "*.npy), or data.tokenizer a tokenizer file",
+      from->folder.string());
+}
+
 }  // namespace
 
 RunStart start_run(const TrainOptions& o, const std::filesystem::path& folder) {
   std::optional<Tokenizer> tokenizer;
-  RunStart s{o.config, {}, {}};
+  RunStart s{o.config, {}, {}, {}};
   if (o.resume)
     s.checkpoint = newest_checkpoint(folder, [](const std::string& why) {
       fmt::print(stderr, "passed over: {}\n", why);
@@ -53,7 +68,11 @@ RunStart start_run(const TrainOptions& o, const std::filesystem::path& folder) {
     from = open_model(s.checkpoint->folder);
   else if (o.init)
     from = open_model(*o.init);
-  if (from) tokenizer = from->tokenizer;
+  if (from) {
+    tokenizer = from->tokenizer;
+    s.hf = from->hf;
+    require_tokenizer(s.config, tokenizer, from->checkpoint);
+  }
   s.corpus = load_corpus(s.config, tokenizer);
   if (s.checkpoint)
     require_same_run(s.config, from->config, s.checkpoint->folder.string());

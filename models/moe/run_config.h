@@ -4,6 +4,7 @@
 #include <optional>
 
 #include "models/moe/data.h"
+#include "models/moe/hf_checkpoint.h"
 #include "models/moe/trainer.h"
 #include "runtime/checkpoint.h"
 
@@ -13,6 +14,7 @@ struct RunStart {
   Config config;  // with its vocabulary
   Corpus corpus;
   std::optional<Checkpoint> checkpoint;  // to resume from
+  std::optional<HfCarried> hf;           // of an imported model
 };
 
 // Opens data and, for a resume, the newest valid checkpoint, whose config must

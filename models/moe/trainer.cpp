@@ -47,6 +47,7 @@ class Trainer {
         folder_(folder),
         corpus_(std::move(start.corpus)),
         checkpoint_(std::move(start.checkpoint)),
+        hf_(std::move(start.hf)),
         model_(config_),
         engine_(options_.engine),
         windows_(corpus_.train, config_.train.seq,
@@ -71,6 +72,7 @@ class Trainer {
   RunFolder& folder_;
   Corpus corpus_;
   std::optional<Checkpoint> checkpoint_;
+  std::optional<HfCarried> hf_;
   Transformer model_;
   State state_;
   Engine engine_;
@@ -249,6 +251,7 @@ void Trainer::save(i64 done) {
   c.optimizer = moments;
   c.config_toml = checkpoint_config(config_);
   if (corpus_.tokenizer) c.tokenizer_json = corpus_.tokenizer->to_json();
+  if (hf_) c.hf_json = to_json(*hf_);
   save_checkpoint(folder_.path(), c);
   prune_checkpoints(folder_.path(), config_.train.keep);
 }

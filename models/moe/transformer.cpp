@@ -75,12 +75,24 @@ void Transformer::store_weights(DType dtype) {
   }
 }
 
+// Only the lookup of the padding token has no gradient; a tied head has one.
+Tensor Transformer::embed(Tensor tokens) const {
+  i64 pad = config_.model.pad;
+  if (pad < 0) return embed_(tokens);
+  Tensor padding = compare(tokens, double(pad), "eq");
+  Tensor others = select(padding, -1.0, tokens);
+  Tensor fixed = select(padding, tokens, -1.0);
+  // Rows of negative ids are zeros.
+  return embed_(others) + stop_gradient(embed_(fixed));
+}
+
 Features Transformer::encode(Tensor tokens, const EncodeOptions& o) const {
   i64 t = tokens.dim(1);
   Tensor x;
   {
     Scope scope("embed");
-    x = embed_(tokens);
+    // Nothing is trained through a cache.
+    x = o.cache ? embed_(tokens) : embed(tokens);
     if (positions_) {
       if (o.cache && o.cache->start)
         x = x + embedding(positions_, o.cache->positions);

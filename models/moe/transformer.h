@@ -61,6 +61,8 @@ class Transformer {
   Tensor decode(Tensor features) const;
 
  private:
+  Tensor embed(Tensor tokens) const;
+
   Config config_;
   dsl::Parameters params_;
   dsl::Embedding embed_;

@@ -255,6 +255,58 @@ TEST_CASE("kernel benches give a rate for each row") {
   rows({"attention", "--only", "B2 H6/2"}, "attention", 2);
 }
 
+TEST_CASE_FIXTURE(Fixture, "import, all that runs on it, and export") {
+  std::string hf = "tests/models/golden/hf/mixtral";
+  auto step = (dir / "step").string(), back = (dir / "back").string();
+  auto i = run_moec({"import", hf, step, "--json"});
+  CAPTURE(i.err);
+  REQUIRE(i.code == 0);
+  auto report = nlohmann::json::parse(last_line(i.out));
+  CHECK(report["family"] == "mixtral");
+  CHECK(report["files"] == 3);
+  auto names = run_moec({"inspect", step, "--json"});
+  CHECK(names.out.find("layers.1.block_sparse_moe.experts.*.w3.weight") !=
+        std::string::npos);
+  // transformers' continuation, which ends by its eos before --max-tokens.
+  Safetensors want(hf + ".safetensors");
+  auto list = [&](const char* name, size_t count) {
+    auto bytes = want.find(name)->bytes;
+    std::string text;
+    for (size_t k = 0; k < std::min(count, bytes.size() / 4); ++k)
+      text += fmt::format("{}{}", k ? "," : "", int(bytes[4 * k]));
+    return text;
+  };
+  auto g = run_moec({"generate", step, "--prompt-ids", list("tokens", 5),
+                     "--ids", "--max-tokens", "12", "--temperature", "0"});
+  CAPTURE(g.err);
+  CHECK(g.code == 0);
+  CHECK(g.out == list("greedy", 12) + "\n");
+  std::string ids;
+  for (int k = 0; k < 40; ++k) ids += {char(k * 7 % 19), '\0'};
+  write_file_atomic(dir / "ids.bin", ids);
+  auto bin = (dir / "ids.bin").string();
+  auto e = run_moec({"eval", step, "--data", bin, "--json"});
+  CAPTURE(e.err);
+  REQUIRE(e.code == 0);
+  auto j = nlohmann::json::parse(last_line(e.out));
+  CHECK(j["tokens"] == 39);
+  CHECK(double(j["perplexity"]) ==
+        doctest::Approx(std::exp(double(j["loss"]))));
+  auto t =
+      run_moec({"train", "--init", step, "--data", bin, "--out", run.string(),
+                "--steps", "2", "--set", "train.seq=8", "--threads", "1"});
+  CAPTURE(t.err);
+  CHECK(t.code == 0);
+  auto x = run_moec({"export", run.string(), back});
+  CAPTURE(x.err);
+  CHECK(x.code == 0);
+  CHECK(std::filesystem::exists(dir / "back/model.safetensors"));
+  fails(run_moec({"import", hf, step}), 1, "already exists");
+  fails(run_moec({"import", (dir / "none").string(), back}), 1, "none");
+  fails(run_moec({"export", run.string(), back}), 1, "already exists");
+  fails(run_moec({"generate", step, "--prompt", "a"}), 1, "--prompt-ids");
+}
+
 TEST_CASE_FIXTURE(Fixture, "flags and configs that are wrong exit with 2") {
   fails(run_moec({}), 2, "subcommand");
   fails(run_moec({"trian"}), 2, "");

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Builds the fuzz targets of AREA (tokenizer or data) with clang-19 (ASan, UBSan)
-# and runs each for SECONDS: 10, or with MOEC_TEST_LONG=1 twenty minutes.
+# Builds the fuzz targets of AREA (tokenizer, data or checkpoints) with clang-19
+# (ASan, UBSan) and runs each for SECONDS: 10, or with MOEC_TEST_LONG=1 twenty
+# minutes.
 # usage: tests/fuzz/run.sh AREA [SECONDS] [BUILD_FOLDER]
 set -eu
 root=$(cd "$(dirname "$0")/../.." && pwd)
@@ -17,6 +18,15 @@ case $area in
     sources="runtime/npy.cpp runtime/jsonl.cpp support/*.cpp"
     libraries="-lxxhash -lpthread"
     seeds="tests/fuzz/seeds/*"
+    ;;
+  checkpoints)
+    targets="safetensors index hf_config hf_carried"
+    sources="runtime/safetensors.cpp models/moe/config.cpp
+      models/moe/config_fields.cpp models/moe/config_print.cpp
+      models/moe/hf_carried.cpp models/moe/hf_config.cpp
+      models/moe/hf_config_write.cpp models/moe/hf_families.cpp support/*.cpp"
+    libraries="-lxxhash -lpthread"
+    seeds="tests/models/golden/hf/mixtral/*"
     ;;
 esac
 long=10
@@ -35,7 +45,7 @@ flags="-std=c++20 -O1 -g -I. -DFMT_HEADER_ONLY=1 -Wno-unknown-pragmas
   -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined"
 # An object is as new as its source and every header.
 # shellcheck disable=SC2012
-headers=$(ls -t tokenizer/*.h tokenizer/*.inc runtime/*.h support/*.h |
+headers=$(ls -t tokenizer/*.h tokenizer/*.inc ./*/*.h models/moe/*.h |
   head -n 1)
 objects=
 todo=
