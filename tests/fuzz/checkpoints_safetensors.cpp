@@ -1,19 +1,14 @@
 // Any bytes as a safetensors file: one clear error, or tensors whose bytes can
 // all be read and that are written back the same.
-#include <unistd.h>
-
 #include "runtime/safetensors.h"
 #include "support/error.h"
+#include "tests/fuzz/temp_folder.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace moec;
-  namespace fs = std::filesystem;
-  static const fs::path folder = [] {
-    auto f = fs::temp_directory_path() / fmt::format("moec-fuzz-{}", getpid());
-    fs::create_directories(f);
-    return f;
-  }();
-  auto path = folder / "t.safetensors", again = folder / "u.safetensors";
+  static const TempFolder folder;
+  auto path = folder.path / "t.safetensors";
+  auto again = folder.path / "u.safetensors";
   write_file_atomic(path, {reinterpret_cast<const char*>(data), size});
   try {
     Safetensors file(path);
