@@ -2,6 +2,7 @@
 // them, and what it gives back.
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <nlohmann/json.hpp>
 
 #include "models/moe/generation.h"
