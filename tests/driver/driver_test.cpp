@@ -273,7 +273,7 @@ TEST_CASE_FIXTURE(Fixture, "import, all that runs on it, and export") {
     auto bytes = want.find(name)->bytes;
     std::string text;
     for (size_t k = 0; k < std::min(count, bytes.size() / 4); ++k)
-      text += fmt::format("{}{}", k ? "," : "", int(bytes[4 * k]));
+      text += (k ? "," : "") + std::to_string(int(bytes[4 * k]));
     return text;
   };
   auto g = run_moec({"generate", step, "--prompt-ids", list("tokens", 5),
