@@ -172,8 +172,8 @@ class Routed {
   }
 
   bool has_slot_form(const Node& n) const {
-    return n.op() == Op::Matmul || has_trait(n, kElementwise) ||
-           is_row_op(n) || n.op() == Op::Broadcast || n.op() == Op::Slice ||
+    return n.op() == Op::Matmul || has_trait(n, kElementwise) || is_row_op(n) ||
+           n.op() == Op::Broadcast || n.op() == Op::Slice ||
            n.op() == Op::Concat;
   }
 

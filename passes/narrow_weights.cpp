@@ -33,7 +33,8 @@ bool narrow_experts(Node& n) {
   for (int i = 5; i < n.num_operands(); ++i)
     if (n.operand(i).type().rank() == 3)
       weights.emplace_back(i, stored(n.operand(i)));
-  bool all = std::ranges::all_of(weights, [](auto& w) { return bool(w.second); });
+  bool all =
+      std::ranges::all_of(weights, [](auto& w) { return bool(w.second); });
   if (all)
     for (auto& [i, w] : weights) n.set_operand(i, w);
   return all;

@@ -55,7 +55,15 @@ struct Attend {
     });
   }
 
-  void all_scores(V k, V q, V count) const {
+  // Rows of lanes() keys or values from `first` on.
+  void fetch(V base, V first, int64_t width) const {
+    V from = e.at(base, e.mul(first, s.kv_heads * width));
+    for (int i = 0; i < L; ++i)
+      for (int64_t c = 0; c < width; c += 16)
+        e.prefetch(e.at(from, i * s.kv_heads * width + c), 2);
+  }
+
+  void all_scores(V k, V v, V q, V count) const {
     const int64_t row = s.kv_heads * s.dim;
     V whole = e.and_(count, e.i(-int64_t(L)));
     auto keys = [&](V first, V last) {
@@ -65,8 +73,12 @@ struct Attend {
                             : e.at(e.at(k, e.mul(first, row)), i * row));
       return rows;
     };
-    e.loop(e.i(0), whole, L,
-           [&](V j) { score(keys(j, nullptr), q, j, nullptr); });
+    e.loop(e.i(0), whole, L, [&](V j) {
+      // what comes next: keys two blocks on, and the values of these
+      fetch(k, e.add(j, 2 * L), s.dim);
+      fetch(v, j, s.value_dim);
+      score(keys(j, nullptr), q, j, nullptr);
+    });
     e.if_(e.lt(whole, count), [&] {
       score(keys(whole, e.add(count, -1)), q, whole,
             e.mask(e.sub(count, whole)));
@@ -131,9 +143,9 @@ struct Attend {
     V head = e.mul(kv, group);
     V first = e.add(e.mul(at, s.heads), head);  // of the heads of all queries
     V key = e.add(e.mul(e.add(e.mul(b, s.length), from), s.kv_heads), kv);
-    all_scores(e.at(e.buffer(1), e.mul(key, s.dim)),
-               e.at(e.buffer(0), e.mul(first, s.dim)), count);
     V v = e.at(e.buffer(2), e.mul(key, s.value_dim));
+    all_scores(e.at(e.buffer(1), e.mul(key, s.dim)), v,
+               e.at(e.buffer(0), e.mul(first, s.dim)), count);
     const bool partial = s.chunks() > 1;
     auto out = [&](V g) {
       V h = e.add(first, g);

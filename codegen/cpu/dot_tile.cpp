@@ -36,14 +36,40 @@ Vs dot_tile(Emit& e, const DotTile& t, Vs acc) {
     }
     return sums;
   };
+  // Twice as many bf16 weights at once: a word holds an even and an odd one,
+  // and each is an f32 where the other half is zero.
+  auto pairs = [&](V c, Vs sums) {
+    std::vector<int> even, odd;
+    for (int l = 0; l < L; ++l) even.push_back(2 * l), odd.push_back(2 * l + 1);
+    Vs x0, x1;
+    for (V row : t.xs) {
+      V low = e.vload(t.x_dtype, element(e, row, c, t.x_dtype));
+      V high = e.vload(t.x_dtype, element(e, row, e.add(c, L), t.x_dtype));
+      x0.push_back(e.shuffle(low, high, even));
+      x1.push_back(e.shuffle(low, high, odd));
+    }
+    for (size_t i = 0; i < w; ++i) {
+      V words = e.load_raw(Ty::I32, element(e, t.weights[i], c, t.weight_dtype),
+                           L, 2);
+      V first = e.bits(e.shl(words, e.splat(e.i32(16))), Ty::F32);
+      V second = e.bits(e.and_(words, e.splat(e.i32(-65536))), Ty::F32);
+      for (size_t r = 0; r < x0.size(); ++r) {
+        V& sum = sums[r * w + i];
+        sum = e.fma(second, x1[r], e.fma(first, x0[r], sum));
+      }
+    }
+    return sums;
+  };
+  const bool paired = t.weight_dtype == DType::BF16;
   // One line of every row of weights a turn.
   const int64_t line = std::max<int64_t>(L, 64 / dtype_size(t.weight_dtype));
   const int64_t lines = t.length / line * line, whole = t.length / L * L;
   if (lines)
     acc = e.loop(e.i(0), e.i(lines), line, acc, [&](V c, Vs sums) {
       for (V row : t.ahead) e.prefetch(element(e, row, c, t.weight_dtype), 2);
-      for (int64_t i = 0; i < line; i += L)
-        sums = step(e.add(c, i), nullptr, sums);
+      for (int64_t i = 0; i < line; i += paired ? 2 * L : L)
+        sums = paired ? pairs(e.add(c, i), sums)
+                      : step(e.add(c, i), nullptr, sums);
       return sums;
     });
   for (int64_t c = lines; c < whole; c += L) acc = step(e.i(c), nullptr, acc);

@@ -170,7 +170,7 @@ Peak measure_peak(KernelLibrary& lib, double seconds) {
 
 double measure_read(KernelLibrary& lib, ThreadPool& pool,
                     std::span<std::byte> data) {
-  constexpr int64_t kTask = 128 << 10;
+  constexpr int64_t kTask = 512 << 10;
   // Two ways, as it depends on the machine whether asking ahead helps.
   auto kernel = [&](bool ahead) {
     KernelSpec k;
