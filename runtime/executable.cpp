@@ -112,13 +112,25 @@ void Executable::run(std::span<const Bytes> inputs,
                       pool_.threads());
   resolve(inputs, outputs);
   std::byte* const* buffers = table_.data();
-  for (const Launch& l : program_->launches) {
+  const std::vector<Launch>& all = program_->launches;
+  for (size_t i = 0, end; i < all.size(); i = end) {
+    end = i + 1;
+    int64_t tasks = all[i].tasks;
+    // a trace shows each by itself
+    while (!trace_ && end < all.size() && all[end].joins)
+      tasks += all[end++].tasks;
     double start = trace_ ? now() : 0;
-    pool_.run(l.tasks, [&](int64_t task, int thread) {
-      l.fn(buffers, task, workspace_->scratch(thread));
+    pool_.run(tasks, [&](int64_t task, int thread) {
+      const Launch* l = &all[i];
+      std::byte* const* own = buffers;
+      for (; task >= l->tasks; ++l) {
+        task -= l->tasks;
+        own += l->buffers.size();
+      }
+      l->fn(own, task, workspace_->scratch(thread));
     });
-    if (trace_) trace_->add(*program_, l, start, now());
-    buffers += l.buffers.size();
+    if (trace_) trace_->add(*program_, all[i], start, now());
+    for (; i < end; ++i) buffers += all[i].buffers.size();
   }
 }
 

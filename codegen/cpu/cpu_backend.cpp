@@ -8,6 +8,7 @@
 
 #include "codegen/backend.h"
 #include "codegen/cpu/jit.h"
+#include "codegen/cpu/join_launches.h"
 #include "codegen/cpu/lower.h"
 #include "codegen/tensor_io.h"
 #include "ir/op_def.h"
@@ -110,6 +111,8 @@ class CpuFunction : public CompiledFunction {
         continue;
       add_node(*n, it->second, plan);
     }
+    join_launches(p, memory_);
+    memory_.clear();
     for (const PlannedCopy& c : plan.copies) {
       if (c.from.bytes == 0) continue;
       Launch l;
@@ -148,6 +151,10 @@ class CpuFunction : public CompiledFunction {
       // What the kernels do not state is the node's, at its first launch.
       if (stated == 0 && first) l.spec.flops = cost_of(n).flops;
       first = false;
+      LaunchMemory memory;
+      for (int b : l.buffers)
+        (b < n.num_operands() ? memory.reads : memory.writes).push_back(own[b]);
+      memory_.push_back(std::move(memory));
       add(std::move(out), std::move(l.spec));
     }
   }
@@ -184,6 +191,7 @@ class CpuFunction : public CompiledFunction {
   std::shared_ptr<Machine> machine_;
   absl::flat_hash_map<const Node*, Lowered> nodes_;
   std::vector<KernelSpec> specs_;  // one per launch
+  std::vector<LaunchMemory> memory_;
   std::shared_ptr<Program> program_ = std::make_shared<Program>();
   std::unique_ptr<Executable> executable_;
 };
