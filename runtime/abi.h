@@ -33,11 +33,11 @@ struct Launch {
   int64_t scratch_bytes = 0;
   // Cost as the op table states it, for traces and benches.
   double flops = 0, bytes = 0;
+  int32_t kernel = 0;  // index into Program::kernel_names
+  std::string label;   // op and scope path, e.g. "matmul layer0/attn"
   // May run together with the launches before it, back to the last that may
   // not: they share no memory that one of them writes.
   bool joins = false;
-  int32_t kernel = 0;  // index into Program::kernel_names
-  std::string label;   // op and scope path, e.g. "matmul layer0/attn"
 };
 
 struct TensorSpec {

@@ -118,6 +118,41 @@ TEST_CASE_FIXTURE(Fixture, "train, eval and generate") {
   CHECK(text.out.size() == 8);
 }
 
+TEST_CASE_FIXTURE(Fixture,
+                  "generate: batches, stop texts, seeds, stored bf16") {
+  REQUIRE(train().code == 0);
+  auto generate = [&](std::vector<std::string> more) {
+    std::vector<std::string> args = {"generate", run.string(), "--max-tokens",
+                                     "20"};
+    args.insert(args.end(), more.begin(), more.end());
+    return run_moec(args);
+  };
+  auto greedy = [&](std::vector<std::string> more) {
+    more.insert(more.end(), {"--temperature", "0"});
+    return generate(more).out;
+  };
+  // Prompts of different lengths, each as alone.
+  CHECK(greedy({"--prompt", "abcab", "--prompt", "d"}) ==
+        greedy({"--prompt", "abcab"}) + greedy({"--prompt", "d"}));
+
+  // A text that streams until a stop text is what stands before it.
+  std::vector<std::string> seeded = {"--prompt", "ab",      "--seed",
+                                     "3",        "--min-p", "0.01"};
+  auto whole = generate(seeded);
+  CHECK(whole.code == 0);
+  CHECK(whole.out == generate(seeded).out);
+  std::string text = whole.out.substr(2, 20), stop = text.substr(7, 2);
+  seeded.insert(seeded.end(), {"--stop", stop, "--stats"});
+  auto cut = generate(seeded);
+  CHECK(cut.out == "ab" + text.substr(0, text.find(stop)) + "\n");
+  CHECK(cut.err.find("tokens/s") != cut.err.npos);
+
+  auto half = generate({"--prompt", "ab", "--set", "train.dtype=bf16"});
+  CAPTURE(half.err);
+  CHECK(half.code == 0);
+  CHECK(half.out.size() == 23);
+}
+
 TEST_CASE_FIXTURE(Fixture, "run gives the tensors of a function") {
   std::vector<int32_t> ids(12);
   for (int i = 0; i < 12; ++i) ids[size_t(i)] = i % 11;

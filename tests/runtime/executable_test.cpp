@@ -67,6 +67,27 @@ std::string error_of(const std::function<void()>& f) {
 
 }  // namespace
 
+TEST_CASE("executable: joined launches get their own tasks and buffers") {
+  for (int threads : {1, 2, 5}) {
+    ThreadPool pool(threads);
+    auto program = make_program(40);
+    // the last two in one go, the last one for some of p
+    program->launches[2].joins = true;
+    program->launches[2].tasks = 17;
+    Executable f(program, pool);
+    int64_t n = 40 * kBlock;
+    Buffer x(n * 4), p(n * 4), y(n * 4);
+    std::iota(x.as<float>().begin(), x.as<float>().end(), 0.0f);
+    Executable::Bytes in[] = {x.bytes(), p.bytes()};
+    Executable::Bytes out[] = {y.bytes(), p.bytes()};
+    f.run(in, out);
+    for (int64_t i = 0; i < n; ++i) {
+      REQUIRE(y.as<float>()[size_t(i)] == float(2 * i + 3));
+      REQUIRE(p.as<float>()[size_t(i)] == (i < 17 * kBlock ? 3.0f : 0.0f));
+    }
+  }
+}
+
 TEST_CASE("executable: arena, constants, donation, any number of threads") {
   for (int threads : {1, 2, 5}) {
     ThreadPool pool(threads);
