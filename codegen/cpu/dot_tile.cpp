@@ -115,7 +115,8 @@ V sums_of(Emit& e, Vs v) {
 
 int64_t streamed_rows(int64_t rows, int64_t row_bytes, int64_t unit) {
   const int64_t total = rows * row_bytes;
-  int64_t bytes = std::clamp<int64_t>(total / 64, 32 << 10, 256 << 10);
+  // The first rows of a task are not fetched ahead, so short ones cost.
+  int64_t bytes = std::clamp<int64_t>(total / 32, 64 << 10, 128 << 10);
   int64_t n = std::max<int64_t>(1, bytes / std::max<int64_t>(row_bytes, 1));
   return (n + unit - 1) / unit * unit;
 }

@@ -124,8 +124,8 @@ struct Few {
     return {slot, row, weight_row(B::Down, row, s.hidden)};
   }
 
-  // `count` channels from c on of one token.
-  void down_tile(V token, V c, int count) const {
+  // `count` channels from c on of one token; those from `next_c` on follow.
+  void down_tile(V token, V c, V next_c, int count) const {
     DotTile t;
     t.weight_dtype = dtype;
     t.length = s.hidden;
@@ -144,8 +144,9 @@ struct Few {
     carried = e.loop(e.i(0), e.i(s.top_k), 1, carried, [&](V j, Vs in) {
       V weights = in.back(), row = in[in.size() - 2], slot = in[in.size() - 3];
       in.resize(in.size() - 3);
-      V last = e.i(s.top_k - 1);
-      Choice next = choice(token, e.min(e.add(j, 1), last), c);
+      V last = e.ge(j, e.i(s.top_k - 1));
+      Choice next = choice(token, e.select(last, e.i(0), e.add(j, 1)),
+                           e.select(last, next_c, c));
       Vs out = e.if_values(
           e.ge(slot, e.i(0)),
           [&] {
@@ -180,12 +181,16 @@ struct Few {
     V c1 = e.min(e.add(c0, per_task), e.i(s.dim));
     const int w = dot_tile_weights(e, 1);
     V whole = e.add(c0, e.and_(e.sub(c1, c0), e.i(-int64_t(w))));
-    auto tokens = [&](V c, int count) {
+    auto tokens = [&](V c, V next_c, int count) {
       e.loop(e.i(0), e.i(s.tokens), 1,
-             [&](V token) { down_tile(token, c, count); });
+             [&](V token) { down_tile(token, c, next_c, count); });
     };
-    if (s.dim >= w) e.loop(c0, whole, w, [&](V c) { tokens(c, w); });
-    if (s.dim % w) e.loop(whole, c1, 1, [&](V c) { tokens(c, 1); });
+    if (s.dim >= w)
+      e.loop(c0, whole, w, [&](V c) {
+        V more = e.le(e.add(c, 2 * w), whole);
+        tokens(c, e.select(more, e.add(c, w), c), w);
+      });
+    if (s.dim % w) e.loop(whole, c1, 1, [&](V c) { tokens(c, c, 1); });
   }
 };
 
