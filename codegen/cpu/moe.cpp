@@ -37,7 +37,7 @@ V MoeBuffers::operator()(MoeBuffer b) const {
 }
 
 int64_t task_slots(const MoeSpec& s) {
-  return std::clamp<int64_t>((512 << 10) / (8 * s.dim) / 48 * 48, 96, 240);
+  return std::clamp<int64_t>((640 << 10) / (8 * s.dim) / 48 * 48, 96, 240);
 }
 
 int64_t expert_tasks(const MoeSpec& s) {
