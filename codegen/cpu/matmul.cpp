@@ -230,9 +230,54 @@ KernelSpec product_kernel(const MatmulDesc& d, const MatmulPlan& p) {
 
 }  // namespace
 
+namespace {
+
+// Rows of one part of a long reduction.
+constexpr int64_t kPartRows = 512;
+
+// A small C of long columns, as a weight's gradient is: its tasks would each
+// walk down all rows of both operands. Parts of the rows, which the caches
+// hold, are products of their own instead, and are added up in order.
+bool splits_reduction(const MatmulDesc& d) {
+  auto short_rows = [](int64_t n) { return n * 4 <= kShortRow; };
+  return d.group == MatmulGroup::None && d.batch.empty() && !d.bf16 &&
+         !d.epilogue && d.k % kPartRows == 0 && d.k >= 4 * kPartRows &&
+         d.a.row_stride == 1 && short_rows(d.a.col_stride) &&
+         d.b.col_stride == 1 && short_rows(d.b.row_stride) &&
+         d.outputs[0].col_stride == 1;
+}
+
+MatmulKernels reduction_in_parts(const MatmulDesc& d, const Target& t,
+                                 int workspace) {
+  const int64_t parts = d.k / kPartRows;
+  MatmulDesc part = d;
+  part.k = kPartRows;
+  part.batch = {parts};
+  part.a.batch_strides = {kPartRows * d.a.col_stride};
+  part.b.batch_strides = {kPartRows * d.b.row_stride};
+  part.outputs = {
+      {.buffer = workspace, .row_stride = d.n, .batch_strides = {d.m * d.n}}};
+  part.scale = 1, part.accumulate = false;
+  KernelSpec sum;
+  sum.key = fmt::format("matmul sum {}x{} of {} {} ->{} scale {} acc {}", d.m,
+                        d.n, parts, workspace, describe(d.outputs[0]), d.scale,
+                        int(d.accumulate));
+  sum.tasks = ceil_div(d.m, kSumRows);
+  sum.bytes = 4.0 * double(d.m * d.n) * double(parts + 1);
+  sum.emit = [d, workspace, parts](Emit& e) {
+    emit_matmul_sum(e, d, workspace, parts);
+  };
+  return {{product_kernel(part, plan_matmul(part, t, -1)), sum},
+          4 * parts * d.m * d.n};
+}
+
+}  // namespace
+
 MatmulKernels matmul_kernels(const MatmulDesc& d, const Target& t,
                              int workspace) {
   check(d);
+  if (workspace >= 0 && splits_reduction(d))
+    return reduction_in_parts(d, t, workspace);
   const MatmulPlan p = plan_matmul(d, t, workspace);
   MatmulKernels all;
   all.workspace_bytes = p.workspace_bytes;

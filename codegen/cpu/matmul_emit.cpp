@@ -359,6 +359,34 @@ void Body::run() {
 
 }  // namespace
 
+void emit_matmul_sum(Emit& e, const MatmulDesc& d, int workspace,
+                     int64_t parts) {
+  const MatmulOperand& c = d.outputs[0];
+  const int L = e.lanes();
+  V first = e.mul(e.task(), kSumRows);
+  V end = e.min(e.add(first, kSumRows), e.i(d.m));
+  e.loop(first, end, 1, [&](V row) {
+    V from = e.at(e.buffer(workspace), e.mul(row, d.n));
+    V to = e.at(e.buffer(c.buffer), e.add(e.mul(row, c.row_stride), c.offset),
+                dtype_size(c.dtype));
+    auto columns = [&](V j, V mask) {
+      V sum = e.loop(e.i(0), e.i(parts), 1, {e.zero(Ty::F32, 0)},
+                     [&](V part, Vs s) {
+                       V at = e.add(e.mul(part, d.m * d.n), j);
+                       V x = e.vload(DType::F32, e.at(from, at), mask);
+                       return Vs{e.add(s[0], x)};
+                     })[0];
+      if (d.scale != 1) sum = e.mul(sum, e.f(d.scale));
+      V p = e.at(to, j, dtype_size(c.dtype));
+      if (d.accumulate) sum = e.add(sum, e.vload(c.dtype, p, mask));
+      e.vstore(c.dtype, sum, p, mask);
+    };
+    const int64_t whole = d.n / L * L;
+    e.loop(e.i(0), e.i(whole), L, [&](V j) { columns(j, nullptr); });
+    if (whole < d.n) columns(e.i(whole), e.mask(e.i(d.n - whole)));
+  });
+}
+
 void emit_matmul(Emit& e, const MatmulDesc& d, const MatmulPlan& p) {
   Body(e, d, p).run();
 }

@@ -56,6 +56,12 @@ void emit_matmul(Emit&, const MatmulDesc&, const MatmulPlan&);
 int64_t matmul_pack_tasks(const MatmulDesc&, const MatmulPlan&);
 void emit_matmul_pack(Emit&, const MatmulDesc&, const MatmulPlan&);
 
+// The launch that adds up `parts` products of parts of the reduction, which lie
+// as [part][m][n] in f32 in buffer `workspace`: C = scale * sum, in order. A
+// task has kSumRows rows.
+inline constexpr int64_t kSumRows = 16;
+void emit_matmul_sum(Emit&, const MatmulDesc&, int workspace, int64_t parts);
+
 // Packs one panel of B: [step][panel] from src (at the panel's first
 // element). `cols` (static) columns exist; what the rest holds is never
 // stored. Returns the function (src, dst, kk).

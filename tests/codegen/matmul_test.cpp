@@ -188,6 +188,26 @@ TEST_CASE("operands packed before agree with double and between threads") {
   }
 }
 
+TEST_CASE("long reductions in parts agree with double and between threads") {
+  for (const Target& t : test_targets()) {
+    KernelLibrary lib(t, "");
+    Random r{78};
+    for (auto [m, n] : {std::array<int64_t, 2>{33, 50}, {128, 65}}) {
+      Case c = plain_case(r, m, n, 2048, true, false);
+      c.desc.scale = 0.5;
+      c.desc.accumulate = n == 65;
+      Buffer before = c.buffers[2];
+      Case two = c;
+      launch(lib, c, 1, true);
+      launch(lib, two, 2, true);
+      CAPTURE(t.level);
+      CHECK(plain_error(c, before) < 4e-5);
+      CHECK(c.buffers[2].bytes == two.buffers[2].bytes);
+      for (Buffer& b : c.buffers) CHECK(b.guards_intact());
+    }
+  }
+}
+
 TEST_CASE("exact tiles, empty reductions, empty outputs") {
   for (const Target& t : test_targets()) {
     KernelLibrary lib(t, "");
