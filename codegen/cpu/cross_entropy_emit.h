@@ -40,7 +40,7 @@ struct CrossEntropyChunk {
   int64_t stats_size() const { return sums() + blocks() * padded(); }
 
   // dX: tasks own half the panels and some channels.
-  static constexpr int64_t kChannels = 128;
+  static constexpr int64_t kChannels = 256;
   int64_t panel_group() const { return (panels() + 1) / 2; }
   // A block of W in tiles of `rows`, a line apart, in f32.
   int64_t dx_pitch(int rows) const { return block * rows + 16; }
