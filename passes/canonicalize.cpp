@@ -63,9 +63,45 @@ bool holds_exactly(DType to, DType from) {
   }
 }
 
+// A cast to a smaller float goes before what only moves values, so that less
+// is moved; and a rotation between two casts needs neither, since it rounds
+// once itself.
+Value narrow_before(Builder& b, Node& cast) {
+  Node& move = *cast.operand(0).node;
+  const DType to = cast.type().dtype, from = cast.operand(0).type().dtype;
+  if (!is_float(to) || !is_float(from) || dtype_size(to) >= dtype_size(from) ||
+      move.num_operands() == 0 || move.num_uses(0) != 1)
+    return {};
+  Values in(move.operands().begin(), move.operands().end());
+  if (move.op() == Op::Reshape || move.op() == Op::Transpose)
+    in[0] = b.cast(in[0], to);
+  else if (move.op() == Op::Rope && in[0].node->op() == Op::Cast &&
+           in[0].node->operand(0).type().dtype == to)
+    in[0] = in[0].node->operand(0);
+  else
+    return {};
+  Node* n = b.node(move.op(), in, move.attr_list());
+  take_names(move, *n);
+  return n->result();
+}
+
+// And a cast to a larger float goes after it.
+Value widen_after(Builder& b, Node& move) {
+  if (move.op() != Op::Reshape && move.op() != Op::Transpose) return {};
+  Node& cast = *move.operand(0).node;
+  if (cast.op() != Op::Cast || cast.num_uses(0) != 1) return {};
+  const DType to = cast.type().dtype, from = cast.operand(0).type().dtype;
+  if (!is_float(to) || !is_float(from) || dtype_size(to) <= dtype_size(from))
+    return {};
+  Values in(move.operands().begin(), move.operands().end());
+  in[0] = cast.operand(0);
+  return b.cast(b.node(move.op(), in, move.attr_list())->result(), to);
+}
+
 Value cast_rule(Builder& b, Node& n) {
   Value x = n.operand(0);
   if (x.type() == n.type()) return x;
+  if (Value v = narrow_before(b, n)) return v;
   if (x.node->op() != Op::Cast) return {};
   Value y = x.node->operand(0);
   if (!holds_exactly(x.type().dtype, y.type().dtype)) return {};
@@ -142,6 +178,7 @@ bool canonicalize(Graph& g, PassContext&) {
     if (n.op() == Op::Matmul) return canonicalize_matmul(b, n);
     if (has_trait(n, kElementwise)) return canonicalize_elementwise(b, n);
     if (Value v = canonicalize_shape(b, n)) return v;
+    if (Value v = widen_after(b, n)) return v;
     return canonicalize_reduction(b, n);
   });
 }

@@ -104,6 +104,7 @@ std::vector<PipelineStep> standard_pipeline(const PipelineOptions& o) {
     pass("mixed-precision");
     pass("canonicalize");
     pass("cse");
+    pass("dce");
   }
   // After the last cse, which would undo it; the peak is that of the
   // scheduled graph.

@@ -202,7 +202,9 @@ class CpuBackend : public Backend {
       : machine_(std::make_shared<Machine>(threads)) {}
   std::string_view name() const override { return "cpu"; }
   int threads() const override { return machine_->pool.threads(); }
-  bool supports(const Node& n) const override { return cpu_supports(n); }
+  bool supports(const Node& n) const override {
+    return cpu_supports(n, machine_->library.target());
+  }
   std::unique_ptr<CompiledFunction> lower(std::unique_ptr<Graph> g) override {
     return std::make_unique<CpuFunction>(machine_, *g);
   }

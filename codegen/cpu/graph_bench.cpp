@@ -41,8 +41,8 @@ struct GraphBench::Impl {
   Impl(KernelLibrary& lib, std::unique_ptr<Graph> g, int64_t ids)
       : library(lib), graph(std::move(g)) {
     PassContext context;
-    context.options.has_lowering = [](const Node& n) {
-      return cpu_supports(n);
+    context.options.has_lowering = [&](const Node& n) {
+      return cpu_supports(n, lib.target());
     };
     run_pipeline(*graph, context);
     std::mt19937 gen(1);

@@ -3,6 +3,7 @@
 #include <array>
 
 #include "codegen/cpu/lowerings.h"
+#include "codegen/cpu/moe.h"
 #include "codegen/cpu/row_build.h"
 #include "codegen/cpu/scalar_emit.h"
 #include "ir/op_def.h"
@@ -75,18 +76,22 @@ const Table& table() {
 
 LowerFn cpu_lowering(Op op) { return table()[int(op)]; }
 
-bool cpu_supports(const Node& n) {
+bool cpu_supports(const Node& n, const Target& t) {
   if (!cpu_lowering(n.op())) return false;
   if (n.op() == Op::CausalMask && n.num_operands() > 1) return false;
   if (n.op() == Op::MoeFfn && is_moe_few(n)) return true;
-  // the fused kernels are written for f32, attention and loss for bf16 too
+  // the fused kernels are written for f32, most of them for bf16 too
   bool attention = n.op() == Op::Attention || n.op() == Op::AttentionGrad;
   if (attention && n.operand(0).type().dtype == DType::F16) return false;
   const bool loss = n.op() == Op::LinearCrossEntropy ||
                     n.op() == Op::LinearCrossEntropyGrad ||
                     n.op() == Op::LinearCrossEntropyBoth;
   if (loss && n.operand(0).type().dtype == DType::F16) return false;
-  if (n.op() != Op::Fusion && !attention && !loss && has_trait(n, kFused))
+  const int x = n.op() == Op::MoeFfn ? 0 : n.op() == Op::MoeFfnGrad ? 2 : -1;
+  const bool experts =
+      x >= 0 && n.operand(x).type().dtype == DType::BF16 && moe_runs_bf16(t);
+  if (n.op() != Op::Fusion && !attention && !loss && !experts &&
+      has_trait(n, kFused))
     for (Value v : n.operands())
       if (is_float(v.type().dtype) && v.type().dtype != DType::F32)
         return false;

@@ -32,9 +32,9 @@ using LowerFn = Lowered (*)(const Node&, const Target&);
 // nullptr if the op has to be decomposed.
 LowerFn cpu_lowering(Op);
 
-// Whether the backend runs this node as it stands: dtypes and attributes
-// included. For the pass that legalises.
-bool cpu_supports(const Node&);
+// Whether the backend runs this node as it stands on a target: dtypes and
+// attributes included. For the pass that legalises.
+bool cpu_supports(const Node&, const Target&);
 
 Lowered lower_cpu(const Node&, const Target&);
 

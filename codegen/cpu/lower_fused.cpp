@@ -30,7 +30,7 @@ struct Place {
 
 // ---- routed experts
 
-using MoePlaces = std::array<Place, size_t(MoeBuffer::DBiasDown) + 1>;
+using MoePlaces = std::array<Place, size_t(MoeBuffer::PackedDown) + 1>;
 
 // The operands from x on, which both ops share; `first` is x's number.
 MoeSpec moe_spec(const Node& n, int first, MoePlaces& places) {
@@ -41,6 +41,7 @@ MoeSpec moe_spec(const Node& n, int first, MoePlaces& places) {
   s.top_k = n.operand(first + 1).type().dims[1];
   s.experts = up[0], s.hidden = up[1];
   s.activation = parse_moe_activation(n.s("activation"));
+  s.bf16 = n.operand(first).type().dtype == DType::BF16;
   int next = first;
   for (MoeBuffer b :
        {MoeBuffer::X, MoeBuffer::Weights, MoeBuffer::Offsets, MoeBuffer::Perm,
@@ -71,6 +72,12 @@ void add_launches(Lowered& out, const std::vector<MoeLaunch>& launches,
     }
     out.launches.push_back(std::move(l));
   }
+}
+
+// Room for a row of each slot.
+void take_rows(const MoeSpec& s, int buffer, Workspace& w, MoePlaces& places) {
+  const i64 size = s.bf16 ? 2 : 4;
+  places[size_t(MoeBuffer::Rows)] = {buffer, w.take(size * s.slots() * s.dim)};
 }
 
 }  // namespace
@@ -146,8 +153,11 @@ Lowered lower_forward(const Home& home, const Target& t,
     return out;
   }
   place_results(places, home, w, alone, {MoeBuffer::Y, MoeBuffer::Saved});
-  places[size_t(MoeBuffer::Rows)] = {home.workspace,
-                                     w.take(4 * s.slots() * s.dim)};
+  take_rows(s, home.workspace, w, places);
+  if (s.bf16)
+    for (MoeBuffer b :
+         {MoeBuffer::PackedUp, MoeBuffer::PackedGate, MoeBuffer::PackedDown})
+      places[size_t(b)] = {home.workspace, w.take(moe_packed_bytes(s, b))};
   Lowered out;
   add_launches(out, moe_forward(s, t, epilogue), places);
   out.workspace_bytes = w.bytes;
@@ -172,13 +182,13 @@ Lowered lower_backward(const Home& home, const Target& t,
   }
   Workspace w;
   place_results(places, home, w, !epilogue.then.emit, results);
-  auto take = [&](MoeBuffer b, i64 elements) {
-    places[size_t(b)] = {home.workspace, w.take(4 * elements)};
+  take_rows(s, home.workspace, w, places);
+  auto take = [&](MoeBuffer b, i64 bytes) {
+    places[size_t(b)] = {home.workspace, w.take(bytes)};
   };
-  take(MoeBuffer::Rows, s.slots() * s.dim);
-  take(MoeBuffer::DHidden, s.saved());
-  take(MoeBuffer::Activated, s.padded_slots() * s.hidden);
-  take(MoeBuffer::SlotWeights, s.slots());
+  take(MoeBuffer::DHidden, moe_saved_bytes(s));
+  take(MoeBuffer::Activated, moe_activated_bytes(s));
+  take(MoeBuffer::SlotWeights, 4 * s.slots());
   Lowered out;
   add_launches(out, moe_backward(s, t, epilogue), places);
   out.workspace_bytes = w.bytes;

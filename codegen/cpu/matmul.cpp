@@ -57,9 +57,71 @@ double bytes_of(const MatmulOperand& o, int64_t rows, int64_t cols,
   return n * double(dtype_size(o.dtype));
 }
 
+// A product in tile registers. Packing weighs more than in plan_matmul: few
+// and large tasks, cut along the rows first, since packing B is the cheaper.
+MatmulPlan plan_pairs(const MatmulDesc& d) {
+  constexpr int64_t kTile = 32, kLongest = 512, kTasks = 4;
+  constexpr double kLarge = 200e6;  // flops
+  MatmulPlan p;
+  p.pairs = true;
+  p.heights = {int(kTile)};
+  for (int64_t b : d.batch) p.batch *= b;
+  const int64_t m = std::max<int64_t>(d.m, 1), n = std::max<int64_t>(d.n, 1);
+  const int64_t k = std::max<int64_t>(d.k, 1);
+  const bool by_rows = d.group == MatmulGroup::Rows;
+  const bool by_reduction = d.group == MatmulGroup::Reduction;
+  const bool in_place = d.a.dtype == DType::BF16 && d.a.col_stride == 1 &&
+                        k % kTile == 0 && m >= kTile && !by_reduction;
+  p.a = in_place ? MatmulPlan::A::Direct : MatmulPlan::A::Rows;
+  p.block_k = by_reduction
+                  ? std::min(round_up(k, kTile), kLongest)
+                  : round_up(ceil_div(k, ceil_div(k, kLongest)), kTile);
+  p.split_k = by_reduction || p.block_k < k;
+
+  p.block_m = round_up(std::min<int64_t>(m, 1024), kTile);
+  p.block_n = round_up(std::min<int64_t>(n, 1024), kTile);
+  if (by_rows) p.block_m = std::min<int64_t>(p.block_m, 512);
+  auto flops = [&] { return 2.0 * double(p.block_m * p.block_n) * double(k); };
+  auto tasks = [&] {
+    int64_t blocks = ceil_div(m, p.block_m) * ceil_div(n, p.block_n) * p.batch;
+    return by_reduction || by_rows ? blocks * std::max<int64_t>(d.experts, 1)
+                                   : blocks;
+  };
+  auto halve = [&](int64_t& block) {
+    block = round_up(ceil_div(block, 2), kTile);
+  };
+  while (flops() > kLarge && p.block_m > 256) halve(p.block_m);
+  while (tasks() < kTasks && p.block_m > 2 * kTile && flops() > 2e6)
+    halve(p.block_m);
+  while (tasks() < kTasks && p.block_n > 2 * kTile && flops() > 2e6)
+    halve(p.block_n);
+  p.blocks_m = ceil_div(m, p.block_m);
+  if (!by_rows) p.block_m = round_up(ceil_div(m, p.blocks_m), kTile);
+  p.blocks_m = ceil_div(m, p.block_m);
+  p.blocks_n = ceil_div(n, p.block_n);
+  p.block_n = round_up(ceil_div(n, p.blocks_n), kTile);
+  p.blocks_n = ceil_div(n, p.block_n);
+  if (p.blocks_m * p.blocks_n == 1 && d.group == MatmulGroup::None)
+    while (p.batch_per_task < p.batch &&
+           flops() * double(p.batch_per_task) < kLarge / 8 &&
+           p.batch / p.batch_per_task > 2 * kTasks)
+      p.batch_per_task *= 2;
+
+  // an odd number of lines, so that rows do not share a set of the cache
+  p.a_pitch = p.block_k / 2 + (p.block_k / 32 % 2 ? 0 : 16);
+  p.a_offset = p.block_k * 2 * kTile;
+  p.partial_offset =
+      p.a_offset + (in_place ? 0 : round_up(p.block_m * p.a_pitch * 4, 64));
+  p.scratch_bytes =
+      p.partial_offset +
+      4 * kTile * (p.split_k ? p.block_m * p.block_n / kTile : kTile);
+  return p;
+}
+
 }  // namespace
 
 MatmulPlan plan_matmul(const MatmulDesc& d, const Target& t, int workspace) {
+  if (d.bf16 && t.amx_bf16) return plan_pairs(d);
   MatmulPlan p;
   const int64_t m = std::max<int64_t>(d.m, 1), n = std::max<int64_t>(d.n, 1);
   const int64_t k = std::max<int64_t>(d.k, 1);

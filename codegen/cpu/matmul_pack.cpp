@@ -134,6 +134,67 @@ struct Pack {
     });
   }
 
+  // As `rows`, any k: rows end in zeros up to a multiple of 2 lanes.
+  void padded_rows(V src, V dst, V kk, int64_t pitch, V count) {
+    V whole = e.and_(kk, e.i(-2 * L));
+    e.loop(e.i(0), count, 1, [&](V r) {
+      V s = element(src, e.mul(r, across)), t = e.at(dst, e.mul(r, pitch));
+      auto block = [&](V k, V mask) {
+        auto half = [&](int from) {
+          V part = mask ? e.slice(mask, from, L) : nullptr;
+          return e.vload(o.dtype, element(s, e.add(k, from)), part, L);
+        };
+        V x = o.dtype == DType::BF16
+                  ? e.load_raw(Ty::I16, element(s, k), 2 * L, 2, mask)
+                  : e.to_bf16(half(0), half(L));
+        e.store_raw(x, e.at(t, k, 2), 4 * L);
+      };
+      e.loop(e.i(0), whole, 2 * L, [&](V k) { block(k, nullptr); });
+      e.if_(e.lt(whole, kk),
+            [&] { block(whole, e.mask(e.sub(kk, whole), 2 * L)); });
+    });
+  }
+
+  // The same from lines of constant k: pairs of lines, turned in registers.
+  void turned_rows(V src, V dst, V kk, int64_t pitch, V count) {
+    auto turn = [&](bool whole) {
+      std::vector<Ty> params = {Ty::Ptr, Ty::Ptr, Ty::I64, Ty::I64};
+      return e.define(whole ? "turn" : "turn_part", params, [&](const Vs& a) {
+        V rows = whole ? nullptr : e.mask(a[3], L);
+        Vs x;
+        for (int r = 0; r < L; ++r) {
+          V p = element(a[0], e.i(2 * r * along));
+          auto line = [&](V p, int k) {
+            V mask = nullptr;
+            if (!whole) mask = e.and_(rows, e.splat(e.lt(e.i(k), a[2]), L));
+            return o.dtype == DType::BF16
+                       ? e.zext(e.load_raw(Ty::I16, p, L, 2, mask), Ty::I32)
+                       : e.zext(e.to_bf16(e.vload(o.dtype, p, mask, L)),
+                                Ty::I32);
+          };
+          V low = line(p, 2 * r),
+            high = line(element(p, e.i(along)), 2 * r + 1);
+          x.push_back(e.or_(low, e.shl(high, e.i32(16))));
+        }
+        x = e.transpose(x);
+        for (int r = 0; r < L; ++r)
+          e.store_raw(x[r], e.at(a[1], r * pitch), 4 * L);
+      });
+    };
+    e.loop(e.i(0), count, L, [&](V row) {
+      V rows = e.sub(count, row);
+      e.loop(e.i(0), kk, 2 * L, [&](V k) {
+        V left = e.sub(kk, k);
+        Vs args{element(src, e.add(e.mul(k, along), row)),
+                e.at(e.at(dst, e.mul(row, pitch)), k, 2), left, rows};
+        V whole = e.and_(e.ge(left, e.i(2 * L)), e.ge(rows, e.i(L)));
+        e.if_(
+            whole, [&] { e.call(turn(true), args); },
+            [&] { e.call(turn(false), args); });
+      });
+    });
+  }
+
   // Contiguous rows converted in place: [row][step]; k even, >= 2 lanes.
   void rows(V src, V dst, V kk, int64_t pitch, V count) {
     V n = steps(kk), last = e.sub(n, e.i(L));
@@ -242,6 +303,26 @@ void emit_matmul_pack(Emit& e, const MatmulDesc& d, const MatmulPlan& p) {
   if (!of_a) return pack_b();
   if (!p.workspace_b) return pack_a();
   e.if_(e.lt(e.task(), e.i(of_a)), pack_a, pack_b);
+}
+
+Fn define_pack_pairs(Emit& e, const MatmulDesc& d, const MatmulPlan& p) {
+  std::vector<Ty> params = {Ty::Ptr, Ty::Ptr, Ty::I64, Ty::I64};
+  return e.define("pack_pairs", params, [&](const Vs& a) {
+    Pack pack(e, d.a, true, true);
+    if (d.a.col_stride == 1)
+      return pack.padded_rows(a[0], a[1], a[2], p.a_pitch, a[3]);
+    if (d.a.row_stride == 1)
+      return pack.turned_rows(a[0], a[1], a[2], p.a_pitch, a[3]);
+    V steps = pack.steps(a[2]);
+    V end = e.and_(e.add(steps, e.lanes() - 1), e.i(-e.lanes()));
+    e.loop(e.i(0), a[3], 1, [&](V row) {
+      V to = e.at(a[1], e.mul(row, p.a_pitch));
+      e.loop(steps, end, 1, [&](V s) { e.store_raw(e.i32(0), e.at(to, s)); });
+    });
+    pack.elements(a[0], a[2], a[3], [&](V step, V row) {
+      return e.at(e.at(a[1], e.mul(row, p.a_pitch)), step);
+    });
+  });
 }
 
 Fn define_pack_a(Emit& e, const MatmulDesc& d, const MatmulPlan& p) {

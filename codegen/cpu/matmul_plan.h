@@ -27,6 +27,9 @@ struct MatmulPlan {
   int64_t blocks_m = 1, blocks_n = 1;
   bool split_k = false;   // several k blocks: partial sums in scratch
   bool direct_b = false;  // full panels are read in place, without packing
+  // Tile registers: blocks of 32 x 32 by pair_tile.h. A is read in place or
+  // packed as Rows, padded with zeros to 32 along k, as B's panels are.
+  bool pairs = false;
   // How A is read: in place, or packed per task as [tile][step][heights[0]]
   // (Tiles, its layout follows the broadcasts) or as [block_m][step] (Rows,
   // for f32 operands of a bf16 product whose rows are contiguous).
@@ -70,5 +73,7 @@ llvm::Function* define_pack_b(Emit&, const MatmulDesc&, const MatmulPlan&,
 
 // Packs a block of A as the plan says. The function (src, dst, kk, rows).
 llvm::Function* define_pack_a(Emit&, const MatmulDesc&, const MatmulPlan&);
+// The same for p.pairs.
+llvm::Function* define_pack_pairs(Emit&, const MatmulDesc&, const MatmulPlan&);
 
 }  // namespace moec

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "codegen/cpu/moe_emit.h"
+#include "codegen/cpu/pair_tile.h"
 #include "support/error.h"
 
 namespace moec {
@@ -25,9 +26,10 @@ MoeActivation parse_moe_activation(const std::string& name) {
 bool is_gated(MoeActivation a) { return a >= MoeActivation::Swiglu; }
 
 std::string moe_key(const char* kernel, const MoeSpec& s) {
-  return fmt::format("{} f32 t{} k{} e{} d{} n{} {}{}", kernel, s.tokens,
-                     s.top_k, s.experts, s.dim, s.hidden,
-                     kNames[int(s.activation)], s.bias ? " bias" : "");
+  return fmt::format("{} {} t{} k{} e{} d{} n{} {}{}", kernel,
+                     s.bf16 ? "bf16" : "f32", s.tokens, s.top_k, s.experts,
+                     s.dim, s.hidden, kNames[int(s.activation)],
+                     s.bias ? " bias" : "");
 }
 
 V MoeBuffers::operator()(MoeBuffer b) const {
@@ -40,9 +42,15 @@ int64_t task_slots(const MoeSpec& s) {
   return std::clamp<int64_t>((640 << 10) / (8 * s.dim) / 48 * 48, 96, 240);
 }
 
-int64_t expert_tasks(const MoeSpec& s) {
-  return s.slots() / task_slots(s) + s.experts;
+int64_t expert_tasks(const MoeSpec& s, int64_t most) {
+  return s.slots() / most + s.experts;
 }
+
+SlotCut slot_cut(const MoeSpec& s, const Target& t) {
+  return {task_slots(s), wide_panel(t)};
+}
+
+bool moe_runs_bf16(const Target& t) { return t.lanes == 16; }
 
 namespace {
 
@@ -53,10 +61,8 @@ V offset(Emit& e, V offsets, V i) {
 
 }  // namespace
 
-void for_expert_task(Emit& e, const MoeSpec& s, V offsets,
+void for_expert_task(Emit& e, const MoeSpec& s, SlotCut cut, V offsets,
                      const std::function<void(const ExpertTask&)>& body) {
-  const int panel = wide_panel(e.target());
-  const int64_t most = task_slots(s);
   auto slots = [&](V expert) {
     V at = e.min(expert, e.i(s.experts - 1));  // in range past the last too
     V first = offset(e, offsets, at);
@@ -65,27 +71,26 @@ void for_expert_task(Emit& e, const MoeSpec& s, V offsets,
   Vs found = e.while_(
       {e.i(0), e.task(), e.i(0)},
       [&](const Vs& c) {
-        V tasks = e.ceil_div(slots(c[0]).second, most);
+        V tasks = e.ceil_div(slots(c[0]).second, cut.task);
         return e.and_(e.lt(c[0], e.i(s.experts)), e.ge(c[1], tasks));
       },
       [&](Vs c) {
         V n = slots(c[0]).second;
-        return Vs{e.add(c[0], 1), e.sub(c[1], e.ceil_div(n, most)),
-                  e.add(c[2], e.ceil_div(n, panel))};
+        return Vs{e.add(c[0], 1), e.sub(c[1], e.ceil_div(n, cut.task)),
+                  e.add(c[2], e.ceil_div(n, cut.panel))};
       });
   e.if_(e.lt(found[0], e.i(s.experts)), [&] {
     auto [first, n] = slots(found[0]);
-    V skip = e.mul(found[1], most);
-    body({found[0], e.add(first, skip), e.min(e.sub(n, skip), e.i(most)),
-          e.add(found[2], e.mul(found[1], most / panel))});
+    V skip = e.mul(found[1], cut.task);
+    body({found[0], e.add(first, skip), e.min(e.sub(n, skip), e.i(cut.task)),
+          e.add(found[2], e.mul(found[1], cut.task / cut.panel))});
   });
 }
 
-ExpertTask whole_expert(Emit& e, const MoeSpec&, V offsets, V expert) {
-  const int panel = wide_panel(e.target());
+ExpertTask whole_expert(Emit& e, SlotCut cut, V offsets, V expert) {
   V panels = e.loop(e.i(0), expert, 1, {e.i(0)}, [&](V i, Vs c) {
     V n = e.sub(offset(e, offsets, e.add(i, 1)), offset(e, offsets, i));
-    return Vs{e.add(c[0], e.ceil_div(n, panel))};
+    return Vs{e.add(c[0], e.ceil_div(n, cut.panel))};
   })[0];
   V first = offset(e, offsets, expert);
   V n = e.sub(offset(e, offsets, e.add(expert, 1)), first);
@@ -152,7 +157,9 @@ MoeLaunch moe_combine(const MoeSpec& s, bool weighted,
   l.spec.key = moe_key(weighted ? "moe combine" : "moe combine_grad", s);
   l.spec.tasks = (s.tokens + kTokens - 1) / kTokens;
   l.spec.flops = 2.0 * double(s.slots() * s.dim);
-  l.spec.bytes = 4.0 * double((s.slots() + s.tokens) * s.dim);
+  const DType dtype = s.bf16 ? DType::BF16 : DType::F32;
+  const int64_t size = dtype_size(dtype);
+  l.spec.bytes = double(size) * double((s.slots() + s.tokens) * s.dim);
   const int own = int(l.buffers.size());
   MoeEpilogue then = epilogue;
   if (then.then.emit) {
@@ -164,9 +171,9 @@ MoeLaunch moe_combine(const MoeSpec& s, bool weighted,
         l.more.push_back(o.buffer);
         o.buffer = own + int(l.more.size()) - 1;
       }
-    l.spec.bytes -= 4.0 * double(s.tokens * s.dim);
+    l.spec.bytes -= double(size) * double(s.tokens * s.dim);
   }
-  l.spec.emit = [s, weighted, then](Emit& e) {
+  l.spec.emit = [s, weighted, then, dtype, size](Emit& e) {
     const int L = e.lanes();
     V first = e.mul(e.task(), kTokens);
     V end = e.min(e.add(first, kTokens), e.i(s.tokens));
@@ -177,7 +184,7 @@ MoeLaunch moe_combine(const MoeSpec& s, bool weighted,
         V slot = e.sext(e.load(DType::I32, e.at(e.buffer(1), choice)), Ty::I64);
         V is_kept = e.ge(slot, e.i(0));
         V row = e.mul(e.max(slot, e.i(0)), s.dim);
-        rows.push_back(e.at(e.buffer(0), row));
+        rows.push_back(e.at(e.buffer(0), row, size));
         kept.push_back(e.splat(is_kept));
         V weight = e.at(e.buffer(2), choice);
         if (weighted)
@@ -185,17 +192,17 @@ MoeLaunch moe_combine(const MoeSpec& s, bool weighted,
         else
           e.if_(e.not_(is_kept), [&] { e.store(DType::F32, e.f(0), weight); });
       }
-      V out = e.at(e.buffer(3), e.mul(t, s.dim));
+      V out = e.at(e.buffer(3), e.mul(t, s.dim), size);
       auto columns = [&](V c, V mask) {
         V sum = e.zero(Ty::F32, 0), zero = sum;
         for (int64_t j = 0; j < s.top_k; ++j) {
-          V y = e.vload(DType::F32, e.at(rows[j], c), mask);
+          V y = e.vload(dtype, e.at(rows[j], c, size), mask);
           if (weighted) y = e.mul(y, factors[j]);
           // a dropped choice reads some row, perhaps never written
           sum = e.add(sum, e.select(kept[j], y, zero));
         }
         if (!then.then.emit)
-          return e.vstore(DType::F32, sum, e.at(out, c), mask);
+          return e.vstore(dtype, sum, e.at(out, c, size), mask);
         auto place = [&](const MatmulOperand& o) {
           V at = e.add(e.mul(t, o.row_stride), e.mul(c, o.col_stride));
           return e.at(e.buffer(o.buffer), at, dtype_size(o.dtype));
@@ -225,17 +232,23 @@ struct Unary {
   V value, derivative;
 };
 
-Unary silu_parts(Emit& e, V x) {
-  V s = sigmoid_fast(e, x);
+V sigmoid(Emit& e, V x, bool coarse) {
+  if (!coarse) return sigmoid_fast(e, x);
+  V z = e.min(e.f(100), e.mul(x, e.f(-1.44269504088896340736)));
+  return e.reciprocal(e.add(e.f(1), exp2_coarse(e, z)));
+}
+
+Unary silu_parts(Emit& e, V x, bool coarse) {
+  V s = sigmoid(e, x, coarse);
   V rest = e.fma(x, e.sub(e.f(1), s), e.f(1));
   return {e.mul(x, s), e.mul(s, rest)};
 }
 
 // x sigmoid(z), z = 2 sqrt(2 / pi) (x + 0.044715 x^3): the tanh form
-Unary gelu_parts(Emit& e, V x) {
+Unary gelu_parts(Emit& e, V x, bool coarse) {
   constexpr double c = 1.5957691216057308, c3 = c * 0.044715;
   V x2 = e.mul(x, x);
-  V s = sigmoid_fast(e, e.mul(x, e.fma(x2, e.f(c3), e.f(c))));
+  V s = sigmoid(e, e.mul(x, e.fma(x2, e.f(c3), e.f(c))), coarse);
   V slope = e.fma(x2, e.f(3 * c3), e.f(c));
   V value = e.mul(x, s);
   V derivative = e.fma(e.mul(value, e.sub(e.f(1), s)), slope, s);
@@ -244,7 +257,8 @@ Unary gelu_parts(Emit& e, V x) {
 
 }  // namespace
 
-ActivationGrad activate_grad(Emit& e, MoeActivation a, V gate, V up) {
+ActivationGrad activate_grad(Emit& e, MoeActivation a, V gate, V up,
+                             bool coarse) {
   auto product = [&](Unary f) {
     return ActivationGrad{e.mul(f.value, up), e.mul(f.derivative, up), f.value};
   };
@@ -253,26 +267,26 @@ ActivationGrad activate_grad(Emit& e, MoeActivation a, V gate, V up) {
   };
   V zero = e.f(0);
   switch (a) {
-    case MoeActivation::Gelu: return alone(gelu_parts(e, up));
-    case MoeActivation::Silu: return alone(silu_parts(e, up));
+    case MoeActivation::Gelu: return alone(gelu_parts(e, up, coarse));
+    case MoeActivation::Silu: return alone(silu_parts(e, up, coarse));
     case MoeActivation::Relu:
       return alone({e.max(zero, up), e.select(e.gt(up, zero), e.f(1), zero)});
-    case MoeActivation::Swiglu: return product(silu_parts(e, gate));
-    case MoeActivation::Geglu: return product(gelu_parts(e, gate));
+    case MoeActivation::Swiglu: return product(silu_parts(e, gate, coarse));
+    case MoeActivation::Geglu: return product(gelu_parts(e, gate, coarse));
     case MoeActivation::Relu2Glu: {
       V r = e.max(zero, gate);
       return product({e.mul(r, r), e.add(r, r)});
     }
     case MoeActivation::GeluBilinear: {
-      Unary f = gelu_parts(e, e.mul(gate, up));
+      Unary f = gelu_parts(e, e.mul(gate, up), coarse);
       return {f.value, e.mul(f.derivative, up), e.mul(f.derivative, gate)};
     }
   }
   return {};
 }
 
-V activate(Emit& e, MoeActivation a, V gate, V up) {
-  return activate_grad(e, a, gate, up).value;  // the rest is dead code
+V activate(Emit& e, MoeActivation a, V gate, V up, bool coarse) {
+  return activate_grad(e, a, gate, up, coarse).value;  // the rest is dead code
 }
 
 }  // namespace moec

@@ -36,6 +36,7 @@ struct MoeSpec {
   int64_t dim = 1, hidden = 1;
   MoeActivation activation = MoeActivation::Gelu;
   bool bias = false;
+  bool bf16 = false;  // all operands but the combine weights, and all results
 
   int64_t slots() const { return tokens * top_k; }
   int64_t hidden_rows() const {
@@ -76,6 +77,9 @@ enum class MoeBuffer : uint8_t {
   DBiasUp,
   DBiasGate,
   DBiasDown,
+  PackedUp,  // workspaces: bf16 weights padded to whole tiles
+  PackedGate,
+  PackedDown,
 };
 
 // What becomes of the combined rows (y, or dx) before they are stored;
@@ -92,7 +96,15 @@ struct MoeLaunch {
   std::vector<int> more = {};  // the node's, after those
 };
 
-// y[t] = sum_j w[t,j] expert(x[t]), in two launches.
+// Bytes of what is saved or its gradient, of the weighted activations and of
+// one packed matrix of all experts, 0 where none is packed.
+int64_t moe_saved_bytes(const MoeSpec&);
+int64_t moe_activated_bytes(const MoeSpec&);
+int64_t moe_packed_bytes(const MoeSpec&, MoeBuffer);
+// Whether the target has kernels for bf16 operands.
+bool moe_runs_bf16(const Target&);
+
+// y[t] = sum_j w[t,j] expert(x[t]), in two or three launches.
 std::vector<MoeLaunch> moe_forward(const MoeSpec&, const Target&,
                                    const MoeEpilogue& = {});
 // Gradients of all operands, in three launches.

@@ -442,7 +442,8 @@ struct Weights {
   void task(int which, V expert, V column) {
     const Part p = part(which);
     const bool down = which == 0;
-    ExpertTask t = whole_expert(e, s, buffer(B::Offsets), expert);
+    ExpertTask t =
+        whole_expert(e, slot_cut(s, e.target()), buffer(B::Offsets), expert);
     const int64_t panel_stride = p.feature_rows * panel;
     V weight = e.at(buffer(p.weight), e.mul(expert, s.hidden * s.dim));
     V g0 = e.at(buffer(p.product),
@@ -528,6 +529,7 @@ struct Weights {
 
 std::vector<MoeLaunch> moe_backward(const MoeSpec& s, const Target& target,
                                     const MoeEpilogue& epilogue) {
+  if (s.bf16) return moe_pair_backward(s, epilogue);
   const double product = 2.0 * double(s.slots()) * double(s.dim);
   MoeLaunch hidden;
   hidden.buffers = {B::Dy,       B::Weights, B::Offsets,   B::Perm,
@@ -535,7 +537,7 @@ std::vector<MoeLaunch> moe_backward(const MoeSpec& s, const Target& target,
                     B::Saved,    B::DHidden, B::Activated, B::SlotWeights,
                     B::DWeights, B::Rows};
   hidden.spec.key = moe_key("moe experts_grad", s);
-  hidden.spec.tasks = expert_tasks(s);
+  hidden.spec.tasks = expert_tasks(s, task_slots(s));
   hidden.spec.scratch_bytes = 4 * Layout(s, tile_rows(target)).end;
   hidden.spec.flops = product * double(s.hidden_rows() + s.hidden);
   hidden.spec.bytes =
@@ -543,7 +545,7 @@ std::vector<MoeLaunch> moe_backward(const MoeSpec& s, const Target& target,
              double(s.slots()) * double(2 * s.dim) + 2.5 * double(s.saved()));
   hidden.spec.emit = [s, list = hidden.buffers](Emit& e) {
     Hidden h{e, s, {e, list}};
-    for_expert_task(e, s, h.buffer(B::Offsets),
+    for_expert_task(e, s, slot_cut(s, e.target()), h.buffer(B::Offsets),
                     [&](const ExpertTask& t) { h.task(t); });
   };
 

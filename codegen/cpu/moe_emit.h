@@ -28,13 +28,19 @@ struct MoeBuffers {
 struct ExpertTask {
   V expert, slot, count, panel;
 };
+// Slots of one expert in a task and in a panel.
+struct SlotCut {
+  int64_t task, panel;
+};
 // Runs `body` if there is a task with number e.task(); at most
 // expert_tasks() have one.
-void for_expert_task(Emit&, const MoeSpec&, V offsets,
+void for_expert_task(Emit&, const MoeSpec&, SlotCut, V offsets,
                      const std::function<void(const ExpertTask&)>& body);
-int64_t expert_tasks(const MoeSpec&);
+int64_t expert_tasks(const MoeSpec&, int64_t task_slots);
 // The slots of one expert and the number of its first panel.
-ExpertTask whole_expert(Emit&, const MoeSpec&, V offsets, V expert);
+ExpertTask whole_expert(Emit&, SlotCut, V offsets, V expert);
+// How the f32 kernels cut.
+SlotCut slot_cut(const MoeSpec&, const Target&);
 
 // Calls f with tiles that cover `valid` lanes of a panel (at most
 // wide_panel(), at least 1), and the first lane of each.
@@ -51,11 +57,17 @@ Fn scatter_function(Emit&, int64_t dim);
 // unweighted if not `weighted`; then a dropped choice's DWeights become 0.
 MoeLaunch moe_combine(const MoeSpec&, bool weighted, const MoeEpilogue&);
 
-// The activation and its derivatives; gate is null if there is none.
-V activate(Emit&, MoeActivation, V gate, V up);
+// The activation and its derivatives; gate is null if there is none. What is
+// `coarse` has a relative error of 1e-4, far below bf16's.
+V activate(Emit&, MoeActivation, V gate, V up, bool coarse = false);
 struct ActivationGrad {
   V value, by_gate, by_up;
 };
-ActivationGrad activate_grad(Emit&, MoeActivation, V gate, V up);
+ActivationGrad activate_grad(Emit&, MoeActivation, V gate, V up,
+                             bool coarse = false);
+
+// The kernels on bf16; moe_forward and moe_backward choose them.
+std::vector<MoeLaunch> moe_pair_forward(const MoeSpec&, const MoeEpilogue&);
+std::vector<MoeLaunch> moe_pair_backward(const MoeSpec&, const MoeEpilogue&);
 
 }  // namespace moec

@@ -198,11 +198,12 @@ struct Forward {
 
 std::vector<MoeLaunch> moe_forward(const MoeSpec& s, const Target&,
                                    const MoeEpilogue& epilogue) {
+  if (s.bf16) return moe_pair_forward(s, epilogue);
   MoeLaunch l;
   l.buffers = {B::X,      B::Offsets,  B::Perm,     B::Up,    B::Gate, B::Down,
                B::BiasUp, B::BiasGate, B::BiasDown, B::Saved, B::Rows};
   l.spec.key = moe_key("moe experts", s);
-  l.spec.tasks = expert_tasks(s);
+  l.spec.tasks = expert_tasks(s, task_slots(s));
   l.spec.scratch_bytes = 4 * Layout(s).end;
   l.spec.flops = 2.0 * double(s.slots()) * double(s.dim) *
                  double(s.hidden_rows() + s.hidden);
@@ -211,7 +212,7 @@ std::vector<MoeLaunch> moe_forward(const MoeSpec& s, const Target&,
              double(s.slots()) * double(2 * s.dim) + double(s.saved()));
   l.spec.emit = [s, list = l.buffers](Emit& e) {
     Forward f{e, s, {e, list}};
-    for_expert_task(e, s, f.buffer(B::Offsets),
+    for_expert_task(e, s, slot_cut(s, e.target()), f.buffer(B::Offsets),
                     [&](const ExpertTask& t) { f.task(t); });
   };
   return {l, moe_combine(s, true, epilogue)};

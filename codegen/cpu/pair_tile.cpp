@@ -24,7 +24,8 @@ void product_in_tiles(Emit& e, const PairProduct& m, V rows, V k,
       accumulate ? e.tile_load(kSums + t, sums(t), ldc)
                  : e.tile_zero(kSums + t);
     e.loop(e.i(0), k, kPairStep, [&](V x) {
-      V left = e.at(a, x, 2), right = e.at(m.b, e.mul(x, m.ldb / 2), 1);
+      V left = e.at(a, e.mul(x, m.a_step / kPairStep), 1);
+      V right = e.at(m.b, e.mul(x, m.ldb / 2), 1);
       e.tile_load(kLeft, left, lda);
       e.tile_load(kRight, right, ldb);
       e.tile_dpbf16(kSums, kLeft, kRight);
@@ -48,21 +49,31 @@ void product_in_vectors(Emit& e, const PairProduct& m, V rows, V k,
     const size_t sums = acc.size();
     acc.push_back(e.at(m.a, e.mul(row, m.lda), 1));
     acc.push_back(m.b);
-    acc = e.loop(e.i(0), k, 2, acc, [&](V, Vs x) {
-      V& a = x[sums];
-      V& b = x[sums + 1];
-      Vs lanes;
-      for (int j = 0; j < 2; ++j)
-        lanes.push_back(e.load_raw(Ty::I32, e.at(b, j * L), 0));
-      for (int r = 0; r < R; ++r) {
-        V pair = e.splat(e.load_raw(Ty::I32, e.at(a, r * m.lda, 1), -1, 2));
+    auto steps = [&](Vs x, V n) {
+      return e.loop(e.i(0), n, 2, std::move(x), [&](V, Vs x) {
+        V& a = x[sums];
+        V& b = x[sums + 1];
+        Vs lanes;
         for (int j = 0; j < 2; ++j)
-          x[2 * r + j] = e.dpbf16(x[2 * r + j], pair, lanes[j]);
-      }
-      a = e.at(a, 1);
-      b = e.at(b, m.ldb, 1);
-      return x;
-    });
+          lanes.push_back(e.load_raw(Ty::I32, e.at(b, j * L), 0));
+        for (int r = 0; r < R; ++r) {
+          V pair = e.splat(e.load_raw(Ty::I32, e.at(a, r * m.lda, 1), -1, 2));
+          for (int j = 0; j < 2; ++j)
+            x[2 * r + j] = e.dpbf16(x[2 * r + j], pair, lanes[j]);
+        }
+        a = e.at(a, 1);
+        b = e.at(b, m.ldb, 1);
+        return x;
+      });
+    };
+    if (m.a_step == 2 * kPairStep)
+      acc = steps(acc, k);
+    else
+      acc = e.loop(e.i(0), k, kPairStep, acc, [&](V, Vs x) {
+        x = steps(x, e.i(kPairStep));
+        x[sums] = e.at(x[sums], m.a_step - 2 * kPairStep, 1);
+        return x;
+      });
     acc.resize(sums);
     store_tile(e, t, acc, c, m.ldc / 4);
   });
@@ -130,11 +141,16 @@ void pack_plain(Emit& e, const PairRows& rows, V from, V n, V dst, int64_t ld) {
 
 void pack_columns(Emit& e, const PairRows& rows, V from, V dst, int64_t ld,
                   bool negate) {
-  const int L = e.lanes();
   Vs src;
-  for (int r = 0; r < L; ++r)
+  for (int r = 0; r < e.lanes(); ++r)
     src.push_back(row_address(e, rows, e.add(from, r)));
-  for_channels(e, rows.channels, 2 * L, [&](V c, int64_t n) {
+  pack_columns(e, src, rows.channels, dst, ld, negate);
+}
+
+void pack_columns(Emit& e, const Vs& src, int64_t channels, V dst, int64_t ld,
+                  bool negate) {
+  const int L = e.lanes();
+  for_channels(e, channels, 2 * L, [&](V c, int64_t n) {
     V to = e.at(dst, e.mul(c, ld / 2), 1);
     Vs x;
     for (V p : src) {

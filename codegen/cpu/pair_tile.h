@@ -17,7 +17,8 @@ inline int64_t pair_padded(int64_t n) {
   return (n + kPairStep - 1) / kPairStep * kPairStep;
 }
 
-// Leading dimensions in bytes. C is 2 * lanes() wide.
+// Leading dimensions in bytes. C is 2 * lanes() wide. A's rows go on `a_step`
+// bytes later for every kPairStep elements of the sum.
 struct PairProduct {
   V a;
   int64_t lda;
@@ -25,6 +26,7 @@ struct PairProduct {
   int64_t ldb;
   V c;
   int64_t ldc;
+  int64_t a_step = 2 * kPairStep;
 };
 // C (+)= A B over `k` elements for `rows` rows. Between begin_pairs and
 // end_pairs, one of each a kernel.
@@ -47,6 +49,9 @@ void pack_plain(Emit&, const PairRows&, V from, V n, V dst, int64_t ld);
 //   dst[channel / 2][row] dwords of two channels for lanes() rows, times -1 if
 //   `negate`
 void pack_columns(Emit&, const PairRows&, V from, V dst, int64_t ld,
+                  bool negate = false);
+// The same of lanes() rows given by their addresses.
+void pack_columns(Emit&, const Vs& rows, int64_t channels, V dst, int64_t ld,
                   bool negate = false);
 //   dst[row / 2][channel] dwords of two rows
 void pack_interleaved(Emit&, const PairRows&, V from, V n, V dst, int64_t ld);

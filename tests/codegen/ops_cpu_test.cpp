@@ -12,9 +12,9 @@
 namespace moec {
 namespace {
 
-bool runs_on_cpu(const Graph& g) {
+bool runs_on_cpu(const Graph& g, const Target& t) {
   for (Node* n : g)
-    if (n->op() != Op::Arg && n->op() != Op::Return && !cpu_supports(*n))
+    if (n->op() != Op::Arg && n->op() != Op::Return && !cpu_supports(*n, t))
       return false;
   return true;
 }
@@ -37,7 +37,7 @@ TEST_CASE("every op agrees with the interpreter at every feature level") {
     for (const OpCase& c : native ? cases_and_bf16() : op_cases()) {
       CAPTURE(c.name);
       auto g = build_graph(c);
-      if (!runs_on_cpu(*g)) continue;
+      if (!runs_on_cpu(*g, t)) continue;
       auto in = random_inputs(c);
       auto want = interpret(*g, in);
       std::vector<Tensor> got;
@@ -63,7 +63,7 @@ TEST_CASE("the number of threads changes no bit") {
   for (const OpCase& c : cases_and_bf16()) {
     CAPTURE(c.name);
     auto g = build_graph(c);
-    if (!runs_on_cpu(*g)) continue;
+    if (!runs_on_cpu(*g, t)) continue;
     auto in = random_inputs(c);
     auto a = one.run(*g, in), b = two.run(*g, in), d = three.run(*g, in);
     for (size_t i = 0; i < a.size(); ++i)

@@ -1,0 +1,240 @@
+// The two phases of moe_backward.cpp on bf16: per task of slots dA', dH, the
+// weighted activations and dX, on blocks of weights turned as they are needed;
+// then the weights' gradients (moe_pair_weights.cpp).
+#include <algorithm>
+
+#include "codegen/cpu/moe_pair.h"
+
+namespace moec {
+
+namespace {
+
+using B = MoeBuffer;
+
+// Scratch, in bytes: dO and dH of the task's panels as pairs, sums, turned
+// blocks of two matrices, combine weights and their gradient.
+struct Layout {
+  int64_t g = 0, up, gate, sums, turned, turned_gate, w, dw, end;
+  explicit Layout(const MoeSpec& s) {
+    const int64_t h = PairExperts::kTask * 2 * pair_padded(s.hidden);
+    up = g + PairExperts::kTask * 2 * pair_padded(s.dim);
+    gate = up + h;
+    sums = gate + (is_gated(s.activation) ? h : 0);
+    turned = sums + PairExperts::kBlock;
+    const int64_t rows = std::max(pair_padded(s.dim), pair_padded(s.hidden));
+    turned_gate = turned + kPairStep * 2 * rows;
+    w = turned_gate + kPairStep * 2 * rows;
+    dw = w + PairExperts::kTask * 4;
+    end = dw + PairExperts::kTask * 4;
+  }
+};
+
+struct Hidden : PairExperts {
+  // hidden(C, H, dH, A, Pu, Pg, w, dw, rows): from dA' of a block of features
+  // dw += <dA', A>, A = w A, dH, and dH again as pairs.
+  Fn block() {
+    std::vector<Ty> params(8, Ty::Ptr);
+    params.push_back(Ty::I64);
+    return e.define("hidden", params, [&](const Vs& a) {
+      const int L = e.lanes();
+      const int64_t to_gate = s.hidden * kPanel;
+      V rows = a[8], end = e.and_(e.add(rows, 1), e.i(-2));
+      auto vector = [&](V base, int j) {
+        return e.vload(DType::F32, e.at(base, j * L));
+      };
+      Vs w{vector(a[6], 0), vector(a[6], 1)};
+      Vs dw{vector(a[7], 0), vector(a[7], 1)};
+      dw = e.loop(e.i(0), end, 2, dw, [&](V row, Vs dw) {
+        Vs up, gate;  // gradients of the two rows, in halves
+        for (int q = 0; q < 2; ++q) {
+          V r = e.add(row, q), at = e.mul(r, kPanel), exists = nullptr;
+          if (q && s.hidden % 2) exists = e.lt(r, rows);
+          V mask = exists ? e.splat(exists) : nullptr;
+          auto load = [&](int64_t offset) {
+            return e.vload(DType::BF16, e.at(e.at(a[1], at, 2), offset, 2),
+                           mask);
+          };
+          auto store_line = [&](V low, V high, V base, int64_t offset) {
+            V to = e.at(e.at(base, at, 2), offset, 2);
+            V line = e.to_bf16(low, high);
+            if (exists)
+              e.store_raw(line, to, 2, e.splat(exists, 2 * L));
+            else
+              e.store_raw(line, to, 64);
+          };
+          Vs value;
+          for (int j = 0; j < 2; ++j) {
+            V da = e.vload(DType::F32, e.at(e.at(a[0], at), j * L), mask);
+            ActivationGrad f = activate_grad(
+                e, s.activation, gated ? load(to_gate + j * L) : nullptr,
+                load(j * L), true);
+            dw[j] = e.fma(da, f.value, dw[j]);
+            da = e.mul(da, w[j]);
+            value.push_back(e.mul(f.value, w[j]));
+            up.push_back(e.mul(da, f.by_up));
+            if (gated) gate.push_back(e.mul(da, f.by_gate));
+          }
+          store_line(value[0], value[1], a[3], 0);
+          store_line(up[2 * q], up[2 * q + 1], a[2], 0);
+          if (gated) store_line(gate[2 * q], gate[2 * q + 1], a[2], to_gate);
+        }
+        V to = e.mul(row, kPanel / 2);
+        for (int j = 0; j < 2; ++j) {
+          auto store_pairs = [&](const Vs& x, V base) {
+            e.store_raw(e.pack_bf16_pair(x[j], x[2 + j]),
+                        e.at(e.at(base, to), j * L), 64);
+          };
+          store_pairs(up, a[4]);
+          if (gated) store_pairs(gate, a[5]);
+        }
+        return dw;
+      });
+      for (int j = 0; j < 2; ++j)
+        e.vstore(DType::F32, dw[j], e.at(a[7], j * L));
+      if (hidden == s.hidden) return;
+      zero_rows(a[4], end);
+      if (gated) zero_rows(a[5], end);
+    });
+  }
+
+  // turn(W, dst): dst[column][row], rows padded, of 32 columns of a matrix.
+  Fn turn(int64_t rows, int64_t columns, int64_t stride) {
+    std::string name =
+        "turn" + std::to_string(rows) + "_" + std::to_string(columns);
+    return e.define(name, {Ty::Ptr, Ty::Ptr}, [&, rows](const Vs& a) {
+      pack_transposed(e, {a[0], stride, e.i(rows), columns}, e.i(0),
+                      e.i(pair_padded(rows)), a[1], 2 * pair_padded(rows));
+    });
+  }
+  // The same for the columns from `first` of a [rows, columns] matrix.
+  void call_turn(int64_t rows, int64_t columns, V w, V first, V dst) {
+    const int64_t whole = columns / kPairStep * kPairStep;
+    Vs args{e.at(w, first, 2), dst};
+    auto run = [&](int64_t n) { e.call(turn(rows, n, columns), args); };
+    if (whole == columns) return run(kPairStep);
+    if (!whole) return run(columns);
+    e.if_(
+        e.lt(first, e.i(whole)), [&] { run(kPairStep); },
+        [&] { run(columns - whole); });
+  }
+
+  // The combine weights of a panel's lanes, 0 past the last slot; their
+  // gradient starts with what the bias of W_down contributes.
+  void start(const ExpertTask& t, V first, V valid, V g, V w, V dw) {
+    e.loop(e.i(0), e.i(kPanel), 1, [&](V lane) {
+      V slot = e.add(e.add(t.slot, first), e.min(lane, e.add(valid, -1)));
+      V choice =
+          e.sext(e.load(DType::I32, e.at(buffer(B::Perm), slot)), Ty::I64);
+      V weight = e.load(DType::F32, e.at(buffer(B::Weights), choice));
+      V exists = e.lt(lane, valid);
+      e.store(DType::F32, e.select(exists, weight, e.f(0)), e.at(w, lane));
+      e.if_(exists, [&] {
+        e.store(DType::F32, weight, e.at(buffer(B::SlotWeights), slot));
+      });
+    });
+    V bias = bf16(B::BiasDown, e.mul(t.expert, s.dim));
+    const int L = e.lanes();
+    for (int j = 0; j < 2; ++j) {
+      V sum = e.zero(Ty::F32, 0);
+      if (s.bias)
+        sum = e.loop(e.i(0), e.i(s.dim), 1, {sum}, [&](V c, Vs sum) {
+          V b = e.load(DType::BF16, e.at(bias, c, 2));
+          V pair = e.lshr(c, e.i(1));
+          V x = e.load_raw(Ty::I32, e.at(g, e.add(e.mul(pair, kPanel), j * L)),
+                           L);
+          V odd = e.splat(e.ne(e.and_(c, e.i(1)), e.i(0)));
+          x = e.select(odd, e.and_(x, e.i32(0xffff0000)), e.shl(x, e.i32(16)));
+          return Vs{e.fma(e.splat(b), e.bits(x, Ty::F32), sum[0])};
+        })[0];
+      e.vstore(DType::F32, sum, e.at(dw, j * L));
+    }
+  }
+
+  void task(const ExpertTask& t) {
+    const Layout at(s);
+    V matrix = e.mul(t.expert, s.hidden * s.dim);
+    V w_up = bf16(B::Up, matrix), w_down = bf16(B::Down, matrix);
+    V w_gate = gated ? bf16(B::Gate, matrix) : w_up;
+    V sums = part(at.sums), turned = part(at.turned);
+    auto panel = [&](int64_t offset, V number, int64_t bytes) {
+      return e.at(part(offset), e.mul(number, bytes), 1);
+    };
+    begin_pairs(e);
+    for_panels(t.count, [&](V first, V valid, V number) {
+      V g = panel(at.g, number, x_panel);
+      V perm = e.at(buffer(B::Perm), e.add(t.slot, first));
+      e.call(gather(), {buffer(B::Dy), perm, valid, g});
+      start(t, first, valid, g, e.at(part(at.w), first),
+            e.at(part(at.dw), first));
+    });
+    for_blocks(s.hidden, [&](V f, V rows) {
+      call_turn(s.dim, s.hidden, w_down, f, turned);
+      for_panels(t.count, [&](V first, V, V number) {
+        e.call(product(2 * dim, false),
+               {turned, panel(at.g, number, x_panel), sums, e.i(dim)});
+        V h = e.mul(e.add(e.mul(e.add(t.panel, number), s.hidden_rows()), f),
+                    kPanel);
+        V a = e.mul(e.add(e.mul(e.add(t.panel, number), s.hidden), f), kPanel);
+        V up = e.at(panel(at.up, number, h_panel), e.mul(f, 64), 1);
+        V gate =
+            gated ? e.at(panel(at.gate, number, h_panel), e.mul(f, 64), 1) : up;
+        e.call(block(),
+               {sums, bf16(B::Saved, h), bf16(B::DHidden, h),
+                bf16(B::Activated, a), up, gate, e.at(part(at.w), first),
+                e.at(part(at.dw), first), rows});
+      });
+    });
+    for_blocks(s.dim, [&](V c, V) {
+      call_turn(s.hidden, s.dim, w_up, c, turned);
+      if (gated) call_turn(s.hidden, s.dim, w_gate, c, part(at.turned_gate));
+      for_panels(t.count, [&](V first, V valid, V number) {
+        e.call(product(2 * hidden, false),
+               {turned, panel(at.up, number, h_panel), sums, e.i(hidden)});
+        if (gated)
+          e.call(product(2 * hidden, true),
+                 {part(at.turned_gate), panel(at.gate, number, h_panel), sums,
+                  e.i(hidden)});
+        V to = e.add(e.mul(e.add(t.slot, first), s.dim), c);
+        call_flip(s.dim, c, false, s.dim,
+                  {sums, sums, bf16(B::Rows, to), valid});
+      });
+    });
+    e.loop(e.i(0), t.count, 1, [&](V i) {
+      V slot = e.add(t.slot, i);
+      V choice = e.load(DType::I32, e.at(buffer(B::Perm), slot));
+      e.store(DType::F32, e.load(DType::F32, e.at(part(at.dw), i)),
+              e.at(buffer(B::DWeights), e.sext(choice, Ty::I64)));
+    });
+    end_pairs(e);
+  }
+};
+
+}  // namespace
+
+std::vector<MoeLaunch> moe_pair_backward(const MoeSpec& s,
+                                         const MoeEpilogue& epilogue) {
+  const double product = 2.0 * double(s.slots()) * double(s.dim);
+  const double rows = double(s.hidden_rows() + s.hidden);
+  MoeLaunch hidden;
+  hidden.buffers = {B::Dy,   B::Weights,  B::Offsets,     B::Perm,
+                    B::Up,   B::Saved,    B::DHidden,     B::Activated,
+                    B::Down, B::BiasDown, B::SlotWeights, B::DWeights,
+                    B::Rows, B::Gate};
+  hidden.spec.key = moe_key("moe experts_grad", s);
+  hidden.spec.tasks = expert_tasks(s, PairExperts::kTask);
+  hidden.spec.scratch_bytes = Layout(s).end;
+  hidden.spec.flops = product * rows;
+  hidden.spec.bytes =
+      2.0 *
+      (double(s.experts * s.dim) * rows +
+       double(s.slots()) * double(2 * s.dim + 2 * s.hidden_rows() + s.hidden));
+  hidden.spec.emit = [s, list = hidden.buffers](Emit& e) {
+    Hidden h{{e, s, {e, list}}};
+    for_expert_task(e, s, PairExperts::kCut, h.buffer(B::Offsets),
+                    [&](const ExpertTask& t) { h.task(t); });
+  };
+
+  return {hidden, moe_combine(s, false, epilogue), moe_pair_weights(s)};
+}
+
+}  // namespace moec

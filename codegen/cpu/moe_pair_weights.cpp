@@ -1,0 +1,252 @@
+// Gradients of the experts' weights on bf16, by expert and block of channels.
+#include <algorithm>
+
+#include "codegen/cpu/moe_pair.h"
+
+namespace moec {
+
+namespace {
+
+using B = MoeBuffer;
+
+constexpr int64_t kColumns = 128;  // channels of a task
+constexpr int64_t kBlocks = kColumns / kPairStep;
+constexpr int64_t kGathered = 1024;  // most slots gathered at a time
+
+// Scratch, in bytes: gathered rows as pairs of slots, [block of 32 channels]
+// [pair][channel]; sums of all features by such blocks.
+struct WeightLayout {
+  int64_t r = 0, sums, end;
+  explicit WeightLayout(const MoeSpec& s)
+      : sums(r + kGathered * kColumns * 2),
+        end(sums + pair_padded(s.hidden) / kPairStep * kBlocks *
+                       PairExperts::kBlock) {}
+};
+
+struct Weights : PairExperts {
+  struct Part {
+    B source, product, weight, bias;
+    int64_t feature_rows, first_row;  // of `product`'s panels
+  };
+  Part piece(int i) const {
+    if (i == 0)
+      return {B::Dy, B::Activated, B::DDown, B::DBiasDown, s.hidden, 0};
+    const bool gate = i == 2;
+    return {B::X,
+            B::DHidden,
+            gate ? B::DGate : B::DUp,
+            gate ? B::DBiasGate : B::DBiasUp,
+            s.hidden_rows(),
+            gate ? s.hidden : 0};
+  }
+  int pieces() const { return gated ? 3 : 2; }
+
+  // collect(src, perm, n, R): `width` channels of n rows, in pairs of rows, up
+  // to a multiple of 32 rows.
+  Fn collect(int64_t width) {
+    std::vector<Ty> params = {Ty::Ptr, Ty::Ptr, Ty::I64, Ty::Ptr};
+    return e.define(
+        "collect" + std::to_string(width), params, [&, width](const Vs& a) {
+          const int L = e.lanes();
+          std::vector<int> low, high;
+          for (int k = 0; k < L; ++k)
+            for (int from : {0, 2 * L})
+              low.push_back(k + from), high.push_back(k + L + from);
+          V last = e.add(a[2], -1);
+          auto row = [&](V slot) {
+            V choice = e.load(DType::I32, e.at(a[1], e.min(slot, last)));
+            V token = e.udiv(e.zext(choice, Ty::I64), e.i(s.top_k));
+            return e.at(a[0], e.mul(token, s.dim), 2);
+          };
+          auto to = [&](V slot, int64_t c) {
+            V pair = e.at(a[3], e.mul(slot, kPairStep / 2));
+            return e.at(pair, c * kGathered / 2);
+          };
+          e.loop(e.i(0), a[2], 2, [&](V slot) {
+            V next = e.add(slot, 1), exists = e.splat(e.lt(next, a[2]), 2 * L);
+            V first = row(slot), second = row(next);
+            for (int64_t c = 0; c < width; c += kPairStep) {
+              V mask = width - c < kPairStep ? e.mask(e.i(width - c), 2 * L)
+                                             : nullptr;
+              V x = e.load_raw(Ty::I16, e.at(first, c, 2), 2 * L, 2, mask);
+              V y = e.load_raw(Ty::I16, e.at(second, c, 2), 2 * L, 2, mask);
+              y = e.select(exists, y, e.zero(Ty::I16, 2 * L));
+              e.store_raw(e.shuffle(x, y, low), to(slot, c), 64);
+              e.store_raw(e.shuffle(x, y, high), e.at(to(slot, c), L), 64);
+            }
+          });
+          V from = e.and_(e.add(a[2], 1), e.i(-2));
+          V end = e.and_(e.add(a[2], kPairStep - 1), e.i(-kPairStep));
+          e.loop(from, end, 1, [&](V slot) {
+            for (int64_t c = 0; c < width; c += kPairStep)
+              e.store_raw(e.zero(Ty::I32, 0), to(slot, c), 64);
+          });
+        });
+  }
+
+  // rows(C, dst, n): dst[row][channel] = bf16(C) for n rows and `width`
+  // channels.
+  Fn rows(int width) {
+    std::vector<Ty> params = {Ty::Ptr, Ty::Ptr, Ty::I64};
+    return e.define(
+        "rows" + std::to_string(width), params, [&, width](const Vs& a) {
+          const int L = e.lanes();
+          e.loop(e.i(0), a[2], 1, [&](V r) {
+            V from = e.at(a[0], e.mul(r, kPanel)),
+              to = e.at(a[1], e.mul(r, s.dim), 2);
+            for (int c = 0; c < width; c += L)
+              e.vstore(DType::BF16, e.vload(DType::F32, e.at(from, c)),
+                       e.at(to, c, 2),
+                       width - c < L ? e.mask(e.i(width - c)) : nullptr);
+          });
+        });
+  }
+
+  // dBias[feature] = sum of the feature's row over all panels, whose missing
+  // slots are zero.
+  void row_sums(V g, int64_t feature_rows, V n, V to) {
+    e.loop(e.i(0), e.i(s.hidden), 1, [&](V f) {
+      V sum =
+          e.loop(e.i(0), n, kPanel, {e.zero(Ty::F32, 0)}, [&](V slot, Vs x) {
+            V row = e.add(e.mul(slot, feature_rows), e.mul(f, kPanel));
+            for (int j = 0; j < 2; ++j)
+              x[0] = e.add(x[0], e.vload(DType::BF16, e.at(e.at(g, row, 2),
+                                                           j * e.lanes(), 2)));
+            return x;
+          })[0];
+      e.store(DType::BF16, e.hsum(sum), e.at(to, f, 2));
+    });
+  }
+
+  // dBias[channel] = sum of w dO over the slots.
+  void column_sums(const ExpertTask& t, V column, V width, V to) {
+    e.loop(e.i(0), width, e.lanes(), [&](V c) {
+      V mask = e.mask(e.sub(width, c)), at = e.add(column, c);
+      V sum = e.loop(e.i(0), t.count, 1, {e.zero(Ty::F32, 0)}, [&](V i, Vs x) {
+        V slot = e.add(t.slot, i);
+        V choice = e.load(DType::I32, e.at(buffer(B::Perm), slot));
+        V token = e.udiv(e.zext(choice, Ty::I64), e.i(s.top_k));
+        V w = e.load(DType::F32, e.at(buffer(B::SlotWeights), slot));
+        V dy = e.vload(DType::BF16, bf16(B::Dy, e.add(e.mul(token, s.dim), at)),
+                       mask);
+        return Vs{e.fma(e.splat(w), dy, x[0])};
+      })[0];
+      e.vstore(DType::BF16, sum, e.at(to, c, 2), mask);
+    });
+  }
+
+  void task(int which, V expert, V column) {
+    const Part p = piece(which);
+    const bool down = which == 0;
+    const WeightLayout at(s);
+    ExpertTask t = whole_expert(e, kCut, buffer(B::Offsets), expert);
+    V g = bf16(p.product, e.add(e.mul(t.panel, p.feature_rows * kPanel),
+                                p.first_row * kPanel));
+    V weight = bf16(p.weight, e.mul(expert, s.hidden * s.dim));
+    V left = e.min(e.sub(e.i(s.dim), column), e.i(kColumns));
+    if (s.bias && down)
+      column_sums(t, column, left,
+                  bf16(p.bias, e.add(e.mul(expert, s.dim), column)));
+    if (s.bias && !down)
+      e.if_(e.eq(column, e.i(0)), [&] {
+        row_sums(g, p.feature_rows, t.count,
+                 bf16(p.bias, e.mul(expert, s.hidden)));
+      });
+    // one chunk for an expert without slots, whose gradient is zero
+    V chunks = e.max(e.ceil_div(t.count, kGathered), e.i(1));
+    begin_pairs(e);
+    e.loop(e.i(0), chunks, 1, [&](V chunk) {
+      V from = e.mul(chunk, kGathered);
+      V n = e.min(e.sub(t.count, from), e.i(kGathered));
+      V k = e.and_(e.add(n, kPairStep - 1), e.i(-kPairStep));
+      V is_last = e.eq(e.add(chunk, 1), chunks);
+      V perm = e.at(buffer(B::Perm), e.add(t.slot, from));
+      by_width(
+          [&](int64_t width) {
+            e.call(collect(width),
+                   {bf16(p.source, column), perm, n, part(at.r)});
+          },
+          left);
+      for_blocks(s.hidden, [&](V f, V rows_here) {
+        V a = e.at(g, e.add(e.mul(from, p.feature_rows), e.mul(f, kPanel)), 2);
+        e.loop(e.i(0), left, kPairStep, [&](V c) {
+          V number =
+              e.add(e.mul(e.lshr(f, e.i(5)), kBlocks), e.lshr(c, e.i(5)));
+          V sums = e.at(part(at.sums), e.mul(number, kBlock), 1);
+          V r = e.at(part(at.r), e.mul(c, kGathered * 2), 1);
+          const int64_t step = p.feature_rows * kPanel * 2;
+          Vs args{a, r, sums, k};
+          e.if_(
+              e.eq(chunk, e.i(0)),
+              [&] { e.call(product(2 * kPanel, false, step), args); },
+              [&] { e.call(product(2 * kPanel, true, step), args); });
+          e.if_(is_last, [&] {
+            store(down, weight, f, rows_here, column, c, sums, left);
+          });
+        });
+      });
+    });
+    end_pairs(e);
+  }
+
+  // f(width) with the static number of channels of this task.
+  void by_width(const std::function<void(int64_t)>& f, V left) {
+    const int64_t tail = s.dim % kColumns;
+    if (!tail) return f(kColumns);
+    if (s.dim < kColumns) return f(tail);
+    e.if_(e.eq(left, e.i(kColumns)), [&] { f(kColumns); }, [&] { f(tail); });
+  }
+
+  void store(bool down, V weight, V f, V rows_here, V column, V c, V sums,
+             V left) {
+    V channel = e.add(column, c);
+    if (down) {
+      V to = e.at(weight, e.add(e.mul(channel, s.hidden), f), 2);
+      call_flip(s.hidden, f, false, s.hidden,
+                {sums, sums, to, e.min(e.sub(left, c), e.i(kPairStep))});
+      return;
+    }
+    V to = e.at(weight, e.add(e.mul(f, s.dim), channel), 2);
+    auto run = [&](int width) { e.call(rows(width), {sums, to, rows_here}); };
+    const int64_t whole = s.dim / kPairStep * kPairStep;
+    if (whole == s.dim) return run(kPairStep);
+    if (!whole) return run(int(s.dim));
+    e.if_(
+        e.lt(channel, e.i(whole)), [&] { run(kPairStep); },
+        [&] { run(int(s.dim - whole)); });
+  }
+
+  void kernel() {
+    const int64_t blocks = (s.dim + kColumns - 1) / kColumns;
+    V which = e.rem(e.task(), e.i(pieces()));
+    V rest = e.div(e.task(), e.i(pieces()));
+    V column = e.mul(e.rem(rest, e.i(blocks)), kColumns);
+    V expert = e.div(rest, e.i(blocks));
+    for (int i = 0; i < pieces(); ++i)
+      e.if_(e.eq(which, e.i(i)), [&] { task(i, expert, column); });
+  }
+};
+
+}  // namespace
+
+MoeLaunch moe_pair_weights(const MoeSpec& s) {
+  const double product = 2.0 * double(s.slots()) * double(s.dim);
+  const double rows = double(s.hidden_rows() + s.hidden);
+  MoeLaunch l;
+  l.buffers = {B::X,         B::Dy,          B::Offsets,  B::Perm,  B::DHidden,
+               B::Activated, B::SlotWeights, B::DUp,      B::DGate, B::DDown,
+               B::DBiasUp,   B::DBiasGate,   B::DBiasDown};
+  l.spec.key = moe_key("moe weights_grad", s);
+  l.spec.tasks = s.experts * ((s.dim + kColumns - 1) / kColumns) *
+                 (is_gated(s.activation) ? 3 : 2);
+  l.spec.scratch_bytes = WeightLayout(s).end;
+  l.spec.flops = product * rows;
+  l.spec.bytes = 2.0 * (double(s.experts * s.dim) * rows +
+                        double(s.slots()) * (rows + 2.0 * double(s.dim)));
+  l.spec.emit = [s, list = l.buffers](Emit& e) {
+    Weights{{e, s, {e, list}}}.kernel();
+  };
+  return l;
+}
+
+}  // namespace moec
