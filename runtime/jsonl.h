@@ -14,4 +14,10 @@ void for_each_json_line(std::string_view text, const std::string& name,
                         const std::string& field,
                         FunctionRef<void(std::string_view)> sink);
 
+// The same with two members of every line: `prompt`, then `field`.
+void for_each_json_pair(
+    std::string_view text, const std::string& name, const std::string& prompt,
+    const std::string& field,
+    FunctionRef<void(std::string_view, std::string_view)> sink);
+
 }  // namespace moec

@@ -19,7 +19,8 @@ struct TokenSource::Storage {
   const std::byte* data = nullptr;  // of whichever holds the ids
   int bytes = 4;                    // of one id
   bool is_signed = false;
-  int64_t offset = 0;  // of the ids in the file
+  bool marked = false;  // negative ids are ones not to be learned
+  int64_t offset = 0;   // of the ids in the file
   std::string name = "tokens";
 
   // Calls fn(ids) with the ids read as their own type.
@@ -104,7 +105,9 @@ TokenSource TokenSource::join(const std::vector<TokenSource>& parts) {
   return all;
 }
 
-void TokenSource::copy(int64_t begin, std::span<int32_t> out) const {
+template <class F>
+void TokenSource::copy_as(int64_t begin, std::span<int32_t> out,
+                          F unlearned) const {
   MOEC_CHECK(begin >= 0 && begin + int64_t(out.size()) <= size_);
   auto piece = std::ranges::upper_bound(pieces_, begin, {}, &Piece::end);
   for (size_t done = 0; done < out.size(); ++piece) {
@@ -115,9 +118,20 @@ void TokenSource::copy(int64_t begin, std::span<int32_t> out) const {
       for (size_t i = 0; i < n; ++i)
         out[done + i] = int32_t(ids[first + int64_t(i)]);
     });
+    if (piece->storage->marked)
+      for (int32_t& id : out.subspan(done, n))
+        if (id < 0) id = unlearned(id);
     done += n;
     begin += int64_t(n);
   }
+}
+
+void TokenSource::copy(int64_t begin, std::span<int32_t> out) const {
+  copy_as(begin, out, [](int32_t id) { return -1 - id; });
+}
+
+void TokenSource::copy_targets(int64_t begin, std::span<int32_t> out) const {
+  copy_as(begin, out, [](int32_t) { return -1; });
 }
 
 void TokenSource::check_vocab(int64_t vocab) const {
@@ -152,9 +166,28 @@ void TokenBuffer::append(std::span<const uint32_t> ids) {
     narrow_ids_.insert(narrow_ids_.end(), ids.begin(), ids.end());
 }
 
+void TokenBuffer::append_unlearned(std::span<const uint32_t> ids) {
+  if (!wide_) {
+    wide_ids_.assign(narrow_ids_.begin(), narrow_ids_.end());
+    narrow_ids_ = {};
+    wide_ = true;
+  }
+  marked_ = true;
+  for (uint32_t id : ids) wide_ids_.push_back(-1 - int32_t(id));
+}
+
 TokenSource TokenBuffer::finish() && {
-  if (wide_) return TokenSource(std::move(wide_ids_));
   auto s = std::make_shared<TokenSource::Storage>();
+  if (wide_) {
+    auto size = int64_t(wide_ids_.size());
+    s->wide = std::move(wide_ids_);
+    s->data = reinterpret_cast<const std::byte*>(s->wide.data());
+    s->is_signed = true;
+    s->marked = marked_;
+    TokenSource t;
+    t.add(std::move(s), 0, size);
+    return t;
+  }
   auto size = int64_t(narrow_ids_.size());
   s->narrow = std::move(narrow_ids_);
   s->data = reinterpret_cast<const std::byte*>(s->narrow.data());
@@ -213,16 +246,24 @@ int64_t TrainWindows::window_start(int64_t k) const {
   return int64_t(offset) + int64_t(window) * seq_;
 }
 
+namespace {
+
+int64_t predicted(std::span<const int32_t> targets) {
+  return int64_t(targets.size()) - std::ranges::count(targets, -1);
+}
+
+}  // namespace
+
 TokenBatch TrainWindows::batch(int64_t number, int64_t rows) const {
   auto n = size_t(rows * seq_);
-  TokenBatch b{rows, seq_, std::vector<int32_t>(n), std::vector<int32_t>(n),
-               rows * seq_};
+  TokenBatch b{rows, seq_, std::vector<int32_t>(n), std::vector<int32_t>(n), 0};
   for (int64_t r = 0; r < rows; ++r) {
     int64_t start = window_start(number * rows + r);
     auto at = size_t(r * seq_), length = size_t(seq_);
     tokens_.copy(start, std::span(b.tokens).subspan(at, length));
-    tokens_.copy(start + 1, std::span(b.targets).subspan(at, length));
+    tokens_.copy_targets(start + 1, std::span(b.targets).subspan(at, length));
   }
+  b.predicted = predicted(b.targets);
   return b;
 }
 
@@ -245,9 +286,9 @@ TokenBatch EvalWindows::batch(int64_t number, int64_t rows) const {
     if (length <= 0) break;
     auto at = size_t(r * seq_), count = size_t(length);
     tokens_.copy(start, std::span(b.tokens).subspan(at, count));
-    tokens_.copy(start + 1, std::span(b.targets).subspan(at, count));
-    b.predicted += length;
+    tokens_.copy_targets(start + 1, std::span(b.targets).subspan(at, count));
   }
+  b.predicted = predicted(b.targets);
   return b;
 }
 

@@ -30,6 +30,8 @@ class TokenSource {
   int64_t size() const { return size_; }
   // out[i] = id of token begin + i.
   void copy(int64_t begin, std::span<int32_t> out) const;
+  // The same, and -1 for tokens that are not to be learned.
+  void copy_targets(int64_t begin, std::span<int32_t> out) const;
   // A UserError `file:offset: reason` for the first id outside [0, vocab).
   void check_vocab(int64_t vocab) const;
   TokenSource part(int64_t begin, int64_t size) const;
@@ -43,20 +45,26 @@ class TokenSource {
     int64_t begin, size, end;
   };
   void add(std::shared_ptr<const Storage> storage, int64_t begin, int64_t size);
+  // Id i that is not to be learned stands as -1 - i in a marked storage.
+  template <class F>
+  void copy_as(int64_t begin, std::span<int32_t> out, F unlearned) const;
 
   std::vector<Piece> pieces_;  // none is empty
   int64_t size_ = 0;
 };
 
-// Ids that an encoder writes: two bytes each where the vocabulary allows.
+// Ids that an encoder writes: two bytes each where the vocabulary allows and
+// all are to be learned.
 class TokenBuffer {
  public:
   explicit TokenBuffer(int64_t vocab) : wide_(vocab > 65536) {}
   void append(std::span<const uint32_t> ids);
+  // Context alone: these are never a target.
+  void append_unlearned(std::span<const uint32_t> ids);
   TokenSource finish() &&;
 
  private:
-  bool wide_;
+  bool wide_, marked_ = false;
   std::vector<uint16_t> narrow_ids_;
   std::vector<int32_t> wide_ids_;
 };

@@ -61,7 +61,8 @@ struct MoeConfig {
 struct DataConfig {
   std::vector<std::string> path;  // files or patterns such as *.jsonl
   std::string field = "text";     // of a JSON line
-  std::string eos;  // between documents; "": the tokenizer's, "none"
+  std::string prompt;  // another member, read before it but not learned
+  std::string eos;     // between documents; "": the tokenizer's, "none"
   std::string tokenizer = "char";  // char bytes bpe:N or a file
   double val_fraction = 0.1;
 };

@@ -106,6 +106,7 @@ std::vector<Field> fields(Config& c) {
   moe_fields(c.moe, out);
   out.push_back({"data", "path", &c.data.path});
   out.push_back({"data", "field", &c.data.field});
+  out.push_back({"data", "prompt", &c.data.prompt});
   out.push_back({"data", "eos", &c.data.eos});
   out.push_back({"data", "tokenizer", &c.data.tokenizer});
   out.push_back({"data", "val_fraction", &c.data.val_fraction, 0, 0.99});

@@ -25,19 +25,25 @@ class Encoding {
     options_.threads = available_cores();
   }
 
-  void file(const DataFile& f, const std::string& field) {
+  void file(const DataFile& f, const DataConfig& data) {
     path_ = f.path;
-    for_each_document({f}, field, [&](std::string_view text) {
-      if (text.empty()) return;
-      if (text.size() >= kLong) {
-        flush();
-        encode(text);
-      } else {
-        waiting_.emplace_back(text);
-        bytes_ += text.size();
-        if (bytes_ >= kLong) flush();
-      }
-    });
+    for_each_document(
+        {f}, data, [&](std::string_view prompt, std::string_view text) {
+          if (prompt.empty() && text.empty()) return;
+          if (!prompt.empty()) {
+            flush();
+            separate();
+            named([&] { ids_.append_unlearned(tokenizer_.encode(prompt)); });
+            named([&] { ids_.append(tokenizer_.encode(text)); });
+          } else if (text.size() >= kLong) {
+            flush();
+            encode(text);
+          } else {
+            waiting_.emplace_back(text);
+            bytes_ += text.size();
+            if (bytes_ >= kLong) flush();
+          }
+        });
     flush();
   }
   TokenSource finish() { return std::move(ids_).finish(); }
@@ -96,7 +102,7 @@ class Encoding {
 TokenSource encode_files(const std::vector<DataFile>& files, const Tokenizer& t,
                          const DataConfig& data) {
   Encoding e(t, document_end(data, t));
-  for (auto& f : files) e.file(f, data.field);
+  for (auto& f : files) e.file(f, data);
   return e.finish();
 }
 
@@ -133,15 +139,17 @@ Tokenizer make_tokenizer(const Config& config) {
   if (files.size() == 1 && files[0].kind == DataKind::Text && end.empty()) {
     // One text is not copied.
     std::optional<Tokenizer> t;
-    for_each_document(files, d.field, [&](std::string_view text) {
+    for_each_document(files, d, [&](std::string_view, std::string_view text) {
       t = moec::make_tokenizer(d.tokenizer, text, threads);
     });
     return *t;
   }
-  for_each_document(files, d.field, [&](std::string_view text) {
-    all += text;
-    all += end;
-  });
+  for_each_document(files, d,
+                    [&](std::string_view prompt, std::string_view text) {
+                      all += prompt;
+                      all += text;
+                      all += end;
+                    });
   // "bpe:N" has the end of documents as a token of its own.
   return moec::make_tokenizer(d.tokenizer, all, threads, end);
 }
@@ -215,7 +223,7 @@ i64 predicted_bytes(const Tokenizer& tokenizer, const TokenSource& tokens) {
   std::vector<int32_t> ids(1 << 16);
   for (i64 at = 1; at < tokens.size(); at += i64(ids.size())) {
     ids.resize(size_t(std::min(i64(ids.size()), tokens.size() - at)));
-    tokens.copy(at, ids);
+    tokens.copy_targets(at, ids);  // nor prompts
     for (int32_t id : ids)
       // A model's vocabulary may be larger than its tokenizer's.
       if (size_t(id) < length.size()) bytes += length[size_t(id)];

@@ -62,20 +62,29 @@ std::vector<DataFile> find_data(const std::vector<std::string>& paths) {
   return files;
 }
 
-void for_each_document(const std::vector<DataFile>& files,
-                       const std::string& field,
-                       FunctionRef<void(std::string_view)> sink) {
+void for_each_document(
+    const std::vector<DataFile>& files, const DataConfig& data,
+    FunctionRef<void(std::string_view, std::string_view)> sink) {
+  bool prompts = !data.prompt.empty();
   for (auto& f : files) {
+    if (prompts && f.kind != DataKind::JsonLines)
+      user_error(
+          "{}: only JSON lines have a data.prompt; --set data.prompt= sets "
+          "none",
+          f.path);
     if (f.path == kBuiltinText) {
-      sink(chronicle({}));
+      sink("", chronicle({}));
       continue;
     }
     TextFile file(f.path);
     if (file.text().empty()) user_error("{}: the file is empty", f.path);
-    if (f.kind == DataKind::JsonLines)
-      for_each_json_line(file.text(), f.path, field, sink);
+    if (f.kind != DataKind::JsonLines)
+      sink("", file.text());
+    else if (prompts)
+      for_each_json_pair(file.text(), f.path, data.prompt, data.field, sink);
     else
-      sink(file.text());
+      for_each_json_line(file.text(), f.path, data.field,
+                         [&](std::string_view text) { sink("", text); });
   }
 }
 

@@ -4,6 +4,7 @@
 #include <string_view>
 #include <vector>
 
+#include "models/moe/config.h"
 #include "support/function_ref.h"
 
 namespace moec::moe {
@@ -25,9 +26,11 @@ struct DataFile {
 std::vector<DataFile> find_data(const std::vector<std::string>& paths);
 
 // Calls `sink` with every document in order: a whole text file, or the member
-// `field` of each line of JSON. A UserError for a file without any text.
-void for_each_document(const std::vector<DataFile>& files,
-                       const std::string& field,
-                       FunctionRef<void(std::string_view)> sink);
+// data.field of each line of JSON. What a document begins with and is not to be
+// learned comes first: the member data.prompt, or "". A UserError for a file
+// without any text, and for one that cannot have a prompt.
+void for_each_document(
+    const std::vector<DataFile>& files, const DataConfig& data,
+    FunctionRef<void(std::string_view prompt, std::string_view text)> sink);
 
 }  // namespace moec::moe

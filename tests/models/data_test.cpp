@@ -215,5 +215,28 @@ TEST_CASE_FIXTURE(Files, "a run over many files resumes to the same bits") {
           read_file(dir / "part/step-40" / name));
 }
 
+TEST_CASE("prompts are read and not learned") {
+  Files f;
+  auto path = f.put("a.jsonl",
+                    "{\"q\": \"ab\", \"a\": \"cd\"}\n"
+                    "{\"q\": \"\", \"a\": \"e\"}\n"
+                    "{\"q\": \"ba\", \"a\": \"dc\"}\n");
+  Config c = small_config({"model.vocab=0", "data.val_fraction=0",
+                           "data.prompt=q", "data.field=a"});
+  c.data.path = {path};
+  auto corpus = load_corpus(c);
+  CHECK(text_of(*corpus.tokenizer, all_of(corpus.train)) == "abcdebadc");
+  EvalWindows windows(corpus.train, 5);
+  auto first = windows.batch(0, 2);
+  CHECK(first.tokens == std::vector<int32_t>{0, 1, 2, 3, 4, 1, 0, 3, 0, 0});
+  CHECK(first.targets ==
+        std::vector<int32_t>{-1, 2, 3, 4, -1, -1, 3, 2, -1, -1});
+  CHECK(first.predicted == 5);
+  CHECK(has(f.error({path}, {"data.prompt=p", "data.field=a"}),
+            "data.prompt names"));
+  CHECK(has(f.error({f.put("b.txt", "abc")}, {"data.prompt=q"}),
+            "only JSON lines have a data.prompt"));
+}
+
 }  // namespace
 }  // namespace moec::moe
