@@ -8,6 +8,8 @@
 #include <mutex>
 #include <stdexcept>
 
+#include "support/error.h"
+
 namespace moec {
 namespace {
 
@@ -50,6 +52,17 @@ void skip_test(const std::string& why) {
 bool long_tests() {
   const char* v = std::getenv("MOEC_TEST_LONG");
   return v && std::string(v) == "1";
+}
+
+std::string error_of(const std::function<void()>& f) {
+  try {
+    f();
+  } catch (const UserError& e) {
+    return e.what();
+  } catch (const InternalError& e) {
+    return std::string("InternalError: ") + e.what();
+  }
+  return {};
 }
 
 TempDir::TempDir() {

@@ -3,6 +3,7 @@
 #include <doctest/doctest.h>
 
 #include <filesystem>
+#include <functional>
 #include <string>
 
 namespace moec {
@@ -12,6 +13,10 @@ void skip_test(const std::string& why);
 
 // True under `./dev test --long` (MOEC_TEST_LONG=1).
 bool long_tests();
+
+// What the UserError says that `f` throws; empty if it throws none. An
+// InternalError is named as such, as it is a bug where an error was expected.
+std::string error_of(const std::function<void()>& f);
 
 // A new empty folder, removed with everything in it at the end of the scope.
 class TempDir {

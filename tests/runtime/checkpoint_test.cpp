@@ -1,5 +1,7 @@
 #include "runtime/checkpoint.h"
 
+#include <sched.h>
+#include <sys/mount.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -23,15 +25,6 @@ using namespace moec;
 namespace fs = std::filesystem;
 
 namespace {
-
-std::string error_of(const std::function<void()>& f) {
-  try {
-    f();
-  } catch (const UserError& e) {
-    return e.what();
-  }
-  return "";
-}
 
 // A state whose every byte follows from the step.
 struct State {
@@ -187,6 +180,31 @@ TEST_CASE("checkpoint: a full disk keeps what was there") {
         std::string::npos);
   CHECK(names(dir.path()) == "step-1");
   CHECK(holds(*newest_checkpoint(dir.path()), old));
+}
+
+// The disk itself is full: a small tmpfs, where the system lets us mount one.
+TEST_CASE("checkpoint: ENOSPC keeps what was there") {
+  TempDir dir;
+  bool mounted =
+      unshare(CLONE_NEWNS) == 0 &&
+      mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr) == 0 &&
+      mount("none", dir.path().c_str(), "tmpfs", 0, "size=6m") == 0;
+  if (!mounted) {
+    skip_test("needs the right to mount a tmpfs");
+    return;
+  }
+  State old(1), next(2, 3000000), small(3);
+  save_checkpoint(dir.path(), old.content);
+  std::string why =
+      error_of([&] { save_checkpoint(dir.path(), next.content); });
+  CHECK(why.find("model.safetensors: no room left on the disk") !=
+        std::string::npos);
+  CHECK(names(dir.path()) == "step-1");
+  CHECK(holds(*newest_checkpoint(dir.path()), old));
+  // What the failed save took is free again.
+  save_checkpoint(dir.path(), small.content);
+  CHECK(holds(*newest_checkpoint(dir.path()), small));
+  CHECK(umount(dir.path().c_str()) == 0);
 }
 
 // A child saves and prunes without pause and is killed at a random moment;

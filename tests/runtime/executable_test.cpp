@@ -56,15 +56,6 @@ std::shared_ptr<Program> make_program(int64_t tasks) {
   return p;
 }
 
-std::string error_of(const std::function<void()>& f) {
-  try {
-    f();
-  } catch (const std::exception& e) {
-    return e.what();
-  }
-  return "";
-}
-
 }  // namespace
 
 TEST_CASE("executable: joined launches get their own tasks and buffers") {

@@ -14,15 +14,6 @@ namespace fs = std::filesystem;
 
 namespace {
 
-std::string error_of(const std::function<void()>& f) {
-  try {
-    f();
-  } catch (const UserError& e) {
-    return e.what();
-  }
-  return "";
-}
-
 std::string file_text(const std::string& header, const std::string& data) {
   uint64_t n = header.size();
   std::string out(8, '\0');

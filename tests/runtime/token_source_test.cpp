@@ -16,15 +16,6 @@ using namespace moec;
 
 namespace {
 
-std::string error_of(const std::function<void()>& f) {
-  try {
-    f();
-  } catch (const UserError& e) {
-    return e.what();
-  }
-  return "";
-}
-
 // Tokens 0, 1, 2, ...: an id is its own place.
 TokenSource counting(int64_t n) {
   std::vector<int32_t> ids(size_t(n), 0);

@@ -16,15 +16,6 @@ namespace fs = std::filesystem;
 
 namespace {
 
-std::string error_of(const std::function<void()>& f) {
-  try {
-    f();
-  } catch (const UserError& e) {
-    return e.what();
-  }
-  return "";
-}
-
 size_t entries(const fs::path& folder) {
   return size_t(std::distance(fs::directory_iterator(folder), {}));
 }
