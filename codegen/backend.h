@@ -12,10 +12,12 @@
 
 #include "ir/graph.h"
 #include "runtime/abi.h"
+#include "runtime/watch.h"
 
 namespace moec {
 
 class Trace;
+struct Target;
 
 // Where the time of a compilation went, and what came out.
 struct CompileInfo {
@@ -52,6 +54,8 @@ class CompiledFunction {
   // nullptr on devices without launches.
   virtual const Program* program() const { return nullptr; }
   virtual void set_trace(Trace*) {}
+  // Called with every result of a run in order; empty: not.
+  virtual void set_watch(Watch watch) = 0;
   // All kernels as "llvm" or "asm" text; empty on devices without.
   virtual std::string code(std::string_view) const { return {}; }
 
@@ -78,6 +82,8 @@ class Backend {
 std::unique_ptr<Backend> make_backend(std::string_view device, int threads = 0);
 
 std::unique_ptr<Backend> make_cpu_backend(int threads);
+// For another feature level than that of MOEC_CPU.
+std::unique_ptr<Backend> make_cpu_backend(int threads, const Target& target);
 std::unique_ptr<Backend> make_reference_backend(bool f64);
 
 // Name, type and size of arguments and results; results without a name are

@@ -4,6 +4,7 @@
 
 #include <chrono>
 
+#include "passes/dump.h"
 #include "support/cpu.h"
 #include "support/error.h"
 
@@ -54,7 +55,18 @@ std::unique_ptr<CompiledFunction> compile(const Graph& g, Backend& backend,
   auto graph = g.clone();
   auto stats = run_pipeline(*graph, context, options.hooks);
   double seconds = std::chrono::duration<double>(Clock::now() - start).count();
-  auto f = backend.lower(std::move(graph));
+  std::unique_ptr<CompiledFunction> f;
+  try {
+    f = backend.lower(std::move(graph));
+  } catch (const InternalError& e) {
+    auto again = g.clone();
+    RunOptions cuts;
+    cuts.from_pass = options.hooks.from_pass;
+    cuts.to_pass = options.hooks.to_pass;
+    run_pipeline(*again, context, cuts);
+    throw_with_reproducer(e, *again, context.options,
+                          "--from-pass schedule --stage asm");
+  }
   f->info_.passes_s = seconds;
   for (const PassStats& s : stats)
     f->info_.passes.push_back({std::string(s.name), s.ms, s.changed});

@@ -2,6 +2,7 @@
 #include "codegen/backend.h"
 #include "codegen/tensor_io.h"
 #include "ir/interpreter.h"
+#include "ir/text.h"
 #include "passes/memory_plan.h"
 #include "support/error.h"
 
@@ -29,13 +30,25 @@ class ReferenceFunction : public CompiledFunction {
     std::vector<Tensor> args;
     for (size_t i = 0; i < inputs.size(); ++i)
       args.push_back(load_tensor(graph_->args()[i]->type(), inputs[i]));
-    auto out = interpret(*graph_, args, precision_);
+    auto out = interpret(*graph_, args, precision_, observer());
     for (size_t i = 0; i < out.size(); ++i) store_tensor(out[i], outputs[i]);
   }
+  void set_watch(Watch w) override { watch_ = std::move(w); }
 
  private:
+  Observer observer() const {
+    if (!watch_) return {};
+    return [this](const Node& n, absl::Span<const Tensor> results) {
+      for (const Tensor& t : results)
+        if (is_float(t.type.dtype))
+          watch_({label_of(n), source_of(n), DType::F64,
+                  std::as_bytes(std::span(t.data))});
+    };
+  }
+
   std::unique_ptr<Graph> graph_;
   Precision precision_;
+  Watch watch_;
 };
 
 class ReferenceBackend : public Backend {

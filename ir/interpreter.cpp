@@ -13,7 +13,8 @@ namespace {
 
 using Inputs = absl::Span<const Tensor* const>;
 
-std::vector<Tensor> run(const Graph& g, Inputs args, Precision precision) {
+std::vector<Tensor> run(const Graph& g, Inputs args, Precision precision,
+                        const Observer& observe = {}) {
   // A node's results live until its last user has run.
   struct Slot {
     std::vector<Tensor> results;
@@ -38,6 +39,7 @@ std::vector<Tensor> run(const Graph& g, Inputs args, Precision precision) {
       break;
     }
     Slot made{interpret_node(*n, in, precision), int(n->users().size())};
+    if (observe) observe(*n, made.results);
     for (Value v : n->operands()) {
       auto it = slots.find(v.node);
       if (it != slots.end() && --it->second.users_left == 0)
@@ -112,7 +114,7 @@ std::vector<Tensor> interpret_node(const Node& n, Inputs in,
 }
 
 std::vector<Tensor> interpret(const Graph& g, absl::Span<const Tensor> args,
-                              Precision precision) {
+                              Precision precision, const Observer& observe) {
   if (args.size() != g.args().size())
     user_error("@{} takes {} arguments, not {}", g.name(), g.args().size(),
                args.size());
@@ -125,7 +127,7 @@ std::vector<Tensor> interpret(const Graph& g, absl::Span<const Tensor> args,
     MOEC_CHECK(i64(args[i].data.size()) == want.numel());
     pointers.push_back(&args[i]);
   }
-  return run(g, pointers, precision);
+  return run(g, pointers, precision, observe);
 }
 
 }  // namespace moec

@@ -3,6 +3,7 @@
 // accumulation inside an op; Precision::F64 leaves floating results
 // unrounded, which is what finite differences need.
 #pragma once
+#include <functional>
 #include <vector>
 
 #include "ir/graph.h"
@@ -21,10 +22,15 @@ struct Tensor {
 
 enum class Precision { Typed, F64 };
 
+// Hears of each node's results, in order.
+using Observer =
+    std::function<void(const Node&, absl::Span<const Tensor> results)>;
+
 // One tensor per argument, in order; one per output. Throws UserError if a
 // type differs.
 std::vector<Tensor> interpret(const Graph&, absl::Span<const Tensor> args,
-                              Precision = Precision::Typed);
+                              Precision = Precision::Typed,
+                              const Observer& = {});
 // Evaluates one node.
 std::vector<Tensor> interpret_node(const Node&,
                                    absl::Span<const Tensor* const> in,

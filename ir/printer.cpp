@@ -54,7 +54,9 @@ std::string fill(absl::Span<const std::string> items, size_t column,
 
 class Printer {
  public:
-  Printer(const Graph& g, bool canonical) : graph_(g), canonical_(canonical) {
+  Printer(const Graph& g, bool canonical,
+          std::vector<TextMark>* marks = nullptr)
+      : graph_(g), canonical_(canonical), marks_(marks) {
     for (Node* a : g.args()) assign(a);
     for (Node* n : g)
       if (n->op() != Op::Arg) assign(n);
@@ -65,11 +67,13 @@ class Printer {
     for (Node* a : graph_.args())
       args.push_back(name(a->result()) + ": " + to_string(a->type()));
     std::string head = "func @" + graph_.name() + "(";
-    return head + fill(args, head.size(), 4) + ") {\n" + body(2) + "}\n";
+    std::string out = head + fill(args, head.size(), 4) + ") {\n";
+    body(2, out);
+    return out + "}\n";
   }
 
-  std::string body(size_t indent) {
-    std::string out, scope;
+  void body(size_t indent, std::string& out) {
+    std::string scope;
     Node* n = graph_.first();
     while (n) {
       if (n->op() == Op::Arg) {
@@ -88,7 +92,6 @@ class Printer {
       block(n, end, indent, out);
       n = end;
     }
-    return out;
   }
 
   std::string line(const Node& n) {
@@ -98,6 +101,10 @@ class Printer {
   }
 
  private:
+  void mark(const Node& n, const std::string& out) const {
+    if (marks_) marks_->push_back({out.size(), &n});
+  }
+
   void assign(Node* n) {
     for (int i = 0; i < n->num_results(); ++i) {
       std::string hint;
@@ -173,6 +180,7 @@ class Printer {
     std::vector<std::pair<std::string, std::string>> lines;
     for (Node* i = n; i != end; i = i->next()) {
       if (i->op() == Op::Return) {
+        mark(*i, out);
         out += return_line(*i, indent);
         return;
       }
@@ -189,10 +197,13 @@ class Printer {
     size_t at = 0;
     for (Node* i = n; i != end; i = i->next(), ++at) {
       auto& [left, right] = lines[at];
+      mark(*i, out);
       out += pad("", indent) + pad(left + right, colon) + types(*i);
       if (i->body()) {
-        Printer p(*i->body(), canonical_);
-        out += " {\n" + p.body(indent + 2) + pad("", indent) + "}";
+        Printer p(*i->body(), canonical_, marks_);
+        out += " {\n";
+        p.body(indent + 2, out);
+        out += pad("", indent) + "}";
       }
       out += "\n";
     }
@@ -200,6 +211,7 @@ class Printer {
 
   const Graph& graph_;
   bool canonical_;
+  std::vector<TextMark>* marks_;
   int counter_ = 0;
   absl::flat_hash_set<std::string> taken_;
   absl::flat_hash_map<std::string, int> repeats_;
@@ -209,6 +221,10 @@ class Printer {
 }  // namespace
 
 std::string print(const Graph& g) { return Printer(g, false).function(); }
+
+std::string print(const Graph& g, std::vector<TextMark>& marks) {
+  return Printer(g, false, &marks).function();
+}
 
 std::string print(const Module& m) {
   std::string s;
@@ -221,10 +237,23 @@ std::string print(const Node& n) {
   return Printer(n.graph(), false).line(n);
 }
 
+std::string label_of(const Node& n) {
+  if (n.where.scope.empty()) return std::string(op_name(n.op()));
+  return fmt::format("{} {}", op_name(n.op()), n.where.scope);
+}
+
+std::string source_of(const Node& n) {
+  std::string_view file = n.where.file;
+  if (file.empty()) return {};
+  return fmt::format("{}:{}", file.substr(file.rfind('/') + 1), n.where.line);
+}
+
 std::string structural_key(const Graph& g) {
   std::string s;
   for (Node* a : g.args()) s += to_string(a->type()) + ",";
-  return s + "\n" + Printer(g, true).body(0);
+  s += "\n";
+  Printer(g, true).body(0, s);
+  return s;
 }
 
 }  // namespace moec

@@ -16,6 +16,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "ir/graph.h"
 
@@ -23,6 +24,12 @@ namespace moec {
 
 std::string print(const Graph&);
 std::string print(const Module&);
+// Where the text of a node begins, bodies of fusions included.
+struct TextMark {
+  size_t offset;
+  const Node* node;
+};
+std::string print(const Graph&, std::vector<TextMark>& marks);
 // One line, without a body: "%s = matmul(%q, %k) {transpose_b} : f32[2,2]".
 std::string print(const Node&);
 
@@ -31,6 +38,10 @@ std::string print(const Node&);
 Module parse_module(std::string_view text, std::string_view name = "<text>");
 std::unique_ptr<Graph> parse_graph(std::string_view text,
                                    std::string_view name = "<text>");
+
+// "matmul layer0/attn", and the line of the model, "ffn.cpp:41" or empty.
+std::string label_of(const Node&);
+std::string source_of(const Node&);
 
 // A key of the graph's structure: op names, attributes, types and edges, with
 // names and provenance left out. Equal keys are equal graphs.

@@ -26,6 +26,13 @@ struct BufferRef {
   int64_t offset = 0;  // bytes into the arena
 };
 
+// A result that is whole once its launch has run.
+struct LaunchResult {
+  BufferRef at;
+  DType dtype = DType::F32;
+  int64_t bytes = 0;
+};
+
 struct Launch {
   KernelFn fn = nullptr;
   std::vector<BufferRef> buffers;
@@ -38,6 +45,8 @@ struct Launch {
   // May run together with the launches before it, back to the last that may
   // not: they share no memory that one of them writes.
   bool joins = false;
+  std::string source = {};  // the model's line, "ffn.cpp:41", or empty
+  std::vector<LaunchResult> results = {};
 };
 
 struct TensorSpec {

@@ -85,24 +85,25 @@ void Executable::check(std::span<const Bytes> inputs,
     check_buffer(p, "output", p.outputs[i], outputs[i]);
 }
 
+std::byte* Executable::address(const BufferRef& r,
+                               std::span<const Bytes> inputs,
+                               std::span<const Bytes> outputs) const {
+  auto i = size_t(r.index);
+  switch (r.space) {
+    case Space::Arena: return workspace_->arena() + r.offset;
+    case Space::Input: return inputs[i].data() + r.offset;
+    case Space::Output: return outputs[i].data() + r.offset;
+    case Space::Constant: break;
+  }
+  // Kernels only read constants.
+  return const_cast<std::byte*>(program_->constants[i].data()) + r.offset;
+}
+
 void Executable::resolve(std::span<const Bytes> inputs,
                          std::span<const Bytes> outputs) {
   std::byte** at = table_.data();
   for (const Launch& l : program_->launches)
-    for (const BufferRef& r : l.buffers) {
-      auto i = size_t(r.index);
-      switch (r.space) {
-        case Space::Arena: *at = workspace_->arena() + r.offset; break;
-        case Space::Input: *at = inputs[i].data() + r.offset; break;
-        case Space::Output: *at = outputs[i].data() + r.offset; break;
-        case Space::Constant:
-          // Kernels only read constants.
-          *at =
-              const_cast<std::byte*>(program_->constants[i].data()) + r.offset;
-          break;
-      }
-      ++at;
-    }
+    for (const BufferRef& r : l.buffers) *at++ = address(r, inputs, outputs);
 }
 
 void Executable::run(std::span<const Bytes> inputs,
@@ -116,8 +117,8 @@ void Executable::run(std::span<const Bytes> inputs,
   for (size_t i = 0, end; i < all.size(); i = end) {
     end = i + 1;
     int64_t tasks = all[i].tasks;
-    // a trace shows each by itself
-    while (!trace_ && end < all.size() && all[end].joins)
+    // A trace and a watch see each by itself.
+    while (!trace_ && !watch_ && end < all.size() && all[end].joins)
       tasks += all[end++].tasks;
     double start = trace_ ? now() : 0;
     pool_.run(tasks, [&](int64_t task, int thread) {
@@ -130,7 +131,15 @@ void Executable::run(std::span<const Bytes> inputs,
       l->fn(own, task, workspace_->scratch(thread));
     });
     if (trace_) trace_->add(*program_, all[i], start, now());
-    for (; i < end; ++i) buffers += all[i].buffers.size();
+    for (; i < end; ++i) {
+      if (watch_)
+        for (const LaunchResult& r : all[i].results)
+          watch_({all[i].label,
+                  all[i].source,
+                  r.dtype,
+                  {address(r.at, inputs, outputs), size_t(r.bytes)}});
+      buffers += all[i].buffers.size();
+    }
   }
 }
 

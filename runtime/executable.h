@@ -10,6 +10,7 @@
 #include "runtime/abi.h"
 #include "runtime/buffer.h"
 #include "runtime/trace.h"
+#include "runtime/watch.h"
 #include "support/thread_pool.h"
 
 namespace moec {
@@ -48,16 +49,21 @@ class Executable {
 
   // Records one span per launch until set to null; `trace` must outlive that.
   void set_trace(Trace* trace) { trace_ = trace; }
+  // Called with every result, in the order of the launches; empty: not.
+  void set_watch(Watch watch) { watch_ = std::move(watch); }
 
  private:
   void check(std::span<const Bytes> inputs,
              std::span<const Bytes> outputs) const;
   void resolve(std::span<const Bytes> inputs, std::span<const Bytes> outputs);
+  std::byte* address(const BufferRef& ref, std::span<const Bytes> inputs,
+                     std::span<const Bytes> outputs) const;
 
   std::shared_ptr<const Program> program_;
   ThreadPool& pool_;
   std::shared_ptr<Workspace> workspace_;
   Trace* trace_ = nullptr;
+  Watch watch_;
   // The addresses of every launch's buffers, launch after launch.
   std::vector<std::byte*> table_;
 };

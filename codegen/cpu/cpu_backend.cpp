@@ -10,8 +10,10 @@
 #include "codegen/cpu/jit.h"
 #include "codegen/cpu/join_launches.h"
 #include "codegen/cpu/lower.h"
+#include "codegen/cpu/target.h"
 #include "codegen/tensor_io.h"
 #include "ir/op_def.h"
+#include "ir/text.h"
 #include "passes/memory_plan.h"
 #include "runtime/executable.h"
 #include "support/error.h"
@@ -27,7 +29,7 @@ double since(Clock::time_point t) {
 
 // What the functions of one backend share.
 struct Machine {
-  explicit Machine(int threads) : pool(threads) {}
+  Machine(int threads, const Target& target) : library(target), pool(threads) {}
   KernelLibrary library;
   ThreadPool pool;
   std::shared_ptr<Workspace> workspace = std::make_shared<Workspace>();
@@ -59,6 +61,7 @@ class CpuFunction : public CompiledFunction {
   }
   const Program* program() const override { return program_.get(); }
   void set_trace(Trace* t) override { executable_->set_trace(t); }
+  void set_watch(Watch w) override { executable_->set_watch(std::move(w)); }
 
   std::string code(std::string_view form) const override {
     std::string all;
@@ -142,9 +145,8 @@ class CpuFunction : public CompiledFunction {
       }
       if (l.spec.tasks == 0) continue;
       Launch out;
-      out.label = n.where.scope.empty()
-                      ? std::string(op_name(n.op()))
-                      : fmt::format("{} {}", op_name(n.op()), n.where.scope);
+      out.label = label_of(n);
+      out.source = source_of(n);
       for (size_t i = 0; i < l.buffers.size(); ++i)
         out.buffers.push_back(
             ref(own[l.buffers[i]], l.offsets.empty() ? 0 : l.offsets[i]));
@@ -157,6 +159,12 @@ class CpuFunction : public CompiledFunction {
       memory_.push_back(std::move(memory));
       add(std::move(out), std::move(l.spec));
     }
+    // No launch: it renames memory or has nothing to do.
+    if (first) return;
+    for (int r = 0; r < n.num_results(); ++r)
+      program_->launches.back().results.push_back(
+          {ref(own[size_t(n.num_operands() + r)]), n.type(r).dtype,
+           n.type(r).bytes()});
   }
 
   void add(Launch l, KernelSpec spec) {
@@ -198,8 +206,8 @@ class CpuFunction : public CompiledFunction {
 
 class CpuBackend : public Backend {
  public:
-  explicit CpuBackend(int threads)
-      : machine_(std::make_shared<Machine>(threads)) {}
+  CpuBackend(int threads, const Target& target)
+      : machine_(std::make_shared<Machine>(threads, target)) {}
   std::string_view name() const override { return "cpu"; }
   int threads() const override { return machine_->pool.threads(); }
   bool supports(const Node& n) const override {
@@ -216,7 +224,11 @@ class CpuBackend : public Backend {
 }  // namespace
 
 std::unique_ptr<Backend> make_cpu_backend(int threads) {
-  return std::make_unique<CpuBackend>(threads);
+  return make_cpu_backend(threads, host_target());
+}
+
+std::unique_ptr<Backend> make_cpu_backend(int threads, const Target& target) {
+  return std::make_unique<CpuBackend>(threads, target);
 }
 
 }  // namespace moec

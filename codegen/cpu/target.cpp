@@ -1,6 +1,7 @@
 #include "codegen/cpu/target.h"
 
 #include <llvm/ADT/StringMap.h>
+#include <llvm/Config/llvm-config.h>
 #include <llvm/TargetParser/Host.h>
 
 #include <sys/syscall.h>
@@ -91,6 +92,14 @@ const Target& host_target() {
     return make_target(level && *level ? level : "native");
   }();
   return t;
+}
+
+std::string compiler_versions() {
+#ifdef __clang__
+  return "LLVM " LLVM_VERSION_STRING ", built by Clang " __clang_version__;
+#else
+  return "LLVM " LLVM_VERSION_STRING ", built by GCC " __VERSION__;
+#endif
 }
 
 }  // namespace moec

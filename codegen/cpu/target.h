@@ -26,6 +26,9 @@ struct Target {
 // UsageError if the level is unknown or the host cannot run it.
 Target make_target(std::string_view level);
 
+// "LLVM 19.1.7, built by GCC 12.2.0".
+std::string compiler_versions();
+
 // make_target of MOEC_CPU, or of "native"; read once.
 const Target& host_target();
 

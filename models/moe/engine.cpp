@@ -6,6 +6,7 @@
 #include "codegen/compile.h"
 #include "codegen/cpu/jit.h"
 #include "codegen/cpu/peak.h"
+#include "passes/dump.h"
 #include "support/debug.h"
 #include "support/error.h"
 #include "support/thread_pool.h"
@@ -121,6 +122,9 @@ int64_t Function::planned_bytes() const {
 }
 
 void Function::set_trace(Trace* trace) { impl_->compiled->set_trace(trace); }
+void Function::set_watch(Watch watch) {
+  impl_->compiled->set_watch(std::move(watch));
+}
 
 struct Engine::Impl {
   EngineOptions options;
@@ -129,10 +133,15 @@ struct Engine::Impl {
 };
 
 Engine::Engine(const EngineOptions& o)
-    : impl_(new Impl{o, pipeline_options(o),
-                     make_backend(o.device, o.threads)}) {}
+    : impl_(
+          new Impl{o, pipeline_options(o), make_backend(o.device, o.threads)}) {
+  impl_->pipeline.has_lowering = [impl = impl_.get()](const Node& n) {
+    return impl->backend->supports(n);
+  };
+}
 Engine::~Engine() = default;
 const EngineOptions& Engine::options() const { return impl_->options; }
+const PipelineOptions& Engine::pipeline() const { return impl_->pipeline; }
 int Engine::threads() const { return impl_->backend->threads(); }
 
 double Engine::measure_peak() {
@@ -151,9 +160,13 @@ double Engine::measure_bandwidth(int64_t bytes) {
 }
 
 Function Engine::compile(std::unique_ptr<Graph> graph) {
+  auto& o = impl_->options;
   CompileOptions options;
   options.pipeline = impl_->pipeline;
   options.debug = debug_level();
+  options.hooks.from_pass = o.from_pass;
+  options.hooks.to_pass = o.to_pass;
+  if (!o.dump_to.empty()) options.hooks.dump = write_dumps(o.dump_to);
   auto f = std::make_unique<Function::Impl>();
   f->compiled = moec::compile(*graph, *impl_->backend, options);
   for (auto& s : f->compiled->inputs())

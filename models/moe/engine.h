@@ -12,6 +12,7 @@
 #include "models/moe/config.h"
 #include "runtime/abi.h"
 #include "runtime/buffer.h"
+#include "runtime/watch.h"
 
 namespace moec {
 class CompiledFunction;
@@ -27,6 +28,9 @@ struct EngineOptions {
   int threads = 0;             // 0: the available cores
   std::string fuse = "on", moe = "fused", dtype = "f32";
   bool remat = false;
+  // Every pass's text goes to DUMP_TO/FUNCTION/NN_pass.ir; passes by name or
+  // number cut the pipeline (see RunOptions).
+  std::string dump_to, from_pass, to_pass;
 };
 // Those that the config states.
 EngineOptions engine_options(const Config& config);
@@ -87,6 +91,7 @@ class Function {
   int64_t planned_bytes() const;
   const CompiledFunction& compiled() const;
   void set_trace(Trace* trace);
+  void set_watch(Watch watch);
 
  private:
   friend class Engine;
@@ -103,6 +108,8 @@ class Engine {
   explicit Engine(const EngineOptions& options);
   ~Engine();
   Function compile(std::unique_ptr<Graph> graph);
+  // What its passes do, has_lowering included.
+  const PipelineOptions& pipeline() const;
   const EngineOptions& options() const;
   int threads() const;
   // FLOP/s of all threads at the FMA peak of the dtype; 0 on ref devices.

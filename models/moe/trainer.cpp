@@ -59,7 +59,17 @@ class Trainer {
  private:
   void load_state();
   void compile();
-  StepResult step(i64 number);
+  // Either train_step alone, or accumulate and update.
+  struct StepFunctions {
+    Function step;
+    std::optional<Function> update;
+    Function& last() { return update ? *update : step; }
+  };
+  StepFunctions compile_step(Engine& engine);
+  StepResult step(StepFunctions& f, i64 number);
+  void check_finite(i64 number, const StepResult& r);
+  std::string find_non_finite(i64 number);
+  void rewind(i64 number);
   void run_part(Function& f, i64 number, i64 part);
   void read_losses(Function& f, StepResult& r, double weight);
   void report(i64 done, const StepResult& r, bool evaluate_now);
@@ -79,8 +89,8 @@ class Trainer {
   TrainWindows windows_;
   std::optional<EvalWindows> val_;
   Generator generator_;
-  // Either train_step alone, or accumulate and update.
-  std::optional<Function> step_, update_, eval_;
+  std::optional<StepFunctions> step_;
+  std::optional<Function> eval_;
   std::optional<MetricsWriter> metrics_;
   Progress progress_;
   i64 first_ = 0;
@@ -110,17 +120,23 @@ void Trainer::load_state() {
   if (checkpoint_->val_loss) val_loss_ = *checkpoint_->val_loss;
 }
 
-void Trainer::compile() {
+Trainer::StepFunctions Trainer::compile_step(Engine& engine) {
   bool parts = config_.train.accumulate > 1;
-  step_ = engine_.compile(parts ? accumulate_function(model_)
-                                : train_step_function(model_));
+  StepFunctions f{engine.compile(parts ? accumulate_function(model_)
+                                       : train_step_function(model_)),
+                  {}};
   if (parts) {
-    update_ = engine_.compile(update_function(model_));
-    for (auto& spec : step_->inputs())
+    f.update = engine.compile(update_function(model_));
+    for (auto& spec : f.step.inputs())
       if (spec.name.starts_with("acc.")) state_.add(spec);
-    update_->bind(state_);
+    f.update->bind(state_);
   }
-  step_->bind(state_);
+  f.step.bind(state_);
+  return f;
+}
+
+void Trainer::compile() {
+  step_ = compile_step(engine_);
   if (corpus_.val.size() >= 2) {
     val_.emplace(corpus_.val, config_.train.seq);
     eval_ = engine_.compile(
@@ -128,9 +144,10 @@ void Trainer::compile() {
     eval_->bind(state_);
   }
   std::vector<MemoryItem> items;
-  i64 state = 0, temporaries = 0;
+  i64 state = 0;
   for (auto& e : state_.all()) state += e.spec.bytes;
-  for (auto* f : {&step_, &update_, &eval_})
+  i64 temporaries = step_->step.planned_bytes();
+  for (auto* f : {&step_->update, &eval_})
     if (*f) temporaries = std::max(temporaries, (*f)->planned_bytes());
   items.push_back({"temporaries of a step", temporaries});
   items.push_back({"parameters and optimizer state", state});
@@ -160,25 +177,78 @@ void Trainer::read_losses(Function& f, StepResult& r, double weight) {
     for (i64& expert : layer) expert += *choices++;
 }
 
-StepResult Trainer::step(i64 number) {
+StepResult Trainer::step(StepFunctions& f, i64 number) {
   auto& t = config_.train;
   StepResult r;
-  Function& last = update_ ? *update_ : *step_;
+  Function& last = f.last();
   last.input<float>("lr")[0] = float(learning_rate(t, number));
   last.input<float>("step")[0] = float(number + 1);
   for (i64 part = 0; part < t.accumulate; ++part) {
-    run_part(*step_, number, part);
-    step_->run();
-    read_losses(*step_, r, 1.0 / double(t.accumulate));
+    run_part(f.step, number, part);
+    f.step.run();
+    read_losses(f.step, r, 1.0 / double(t.accumulate));
   }
-  if (update_) update_->run();
+  if (f.update) f.update->run();
   r.grad_norm = last.output<float>("grad_norm")[0];
-  if (!std::isfinite(r.loss) || !std::isfinite(r.grad_norm))
-    user_error(
-        "step {}: {} is not finite. The last checkpoint is unharmed; a lower "
-        "train.lr or train.clip = 1.0 usually helps",
-        number + 1, std::isfinite(r.loss) ? "the gradient" : "the loss");
   return r;
+}
+
+void Trainer::check_finite(i64 number, const StepResult& r) {
+  if (std::isfinite(r.loss) && std::isfinite(r.grad_norm)) return;
+  std::string_view what = std::isfinite(r.loss) ? "the gradient" : "the loss";
+  progress_.line(
+      fmt::format("step {}: {} is not finite; looking for the op where that "
+                  "begins (twice Ctrl-C stops)",
+                  number + 1, what));
+  std::string where = find_non_finite(number);
+  auto kept = checkpoint_steps(folder_.path());
+  user_error(
+      "step {}: {} is not finite\n  {}\n  {}; a lower train.lr, "
+      "train.clip = 1.0 or a longer train.warmup usually helps",
+      number + 1, what, where,
+      kept.empty() ? "no checkpoint was written yet"
+                   : fmt::format("the checkpoints up to step {} are unharmed",
+                                 kept.back()));
+}
+
+// The state before step `number`, in which steps have the same bits as they
+// had: from the newest checkpoint, or from the start.
+void Trainer::rewind(i64 number) {
+  if (auto c = newest_checkpoint(folder_.path())) checkpoint_ = c;
+  for (auto& e : state_.all()) std::ranges::fill(e.data.bytes(), std::byte{});
+  load_state();
+  for (i64 i = first_; i < number; ++i) step(*step_, i);
+}
+
+// Repeats the step without fusions, so that a single op can be named, and if
+// nothing is found there, as it was.
+std::string Trainer::find_non_finite(i64 number) {
+  EngineOptions plain = options_.engine;
+  plain.fuse = "off";
+  if (plain.moe == "fused") plain.moe = "grouped";
+  auto search = [&](Engine& engine) {
+    StepFunctions f = compile_step(engine);
+    NonFiniteWatch watch;
+    f.step.set_watch(std::ref(watch));
+    if (f.update) f.update->set_watch(std::ref(watch));
+    MemoryItem need{"temporaries of the step without fusions",
+                    f.step.planned_bytes()};
+    require_memory({&need, 1}, available_memory());
+    rewind(number);
+    step(f, number);
+    return watch.first();
+  };
+  try {
+    Engine unfused(plain);
+    if (auto found = search(unfused))
+      return "without fusions it begins at " + to_string(*found);
+    if (auto found = search(engine_))
+      return "only with fusions; it begins at " + to_string(*found);
+  } catch (const UserError& e) {
+    return fmt::format("the step could not be repeated: {}", e.what());
+  }
+  return "repeated, the step is finite: memory was damaged, or moec has a race "
+         "(please report it)";
 }
 
 std::string Trainer::status(i64 done, const StepResult& r) const {
@@ -310,7 +380,8 @@ TrainReport Trainer::run() {
   started_ = now();
   while (done < t.steps) {
     double start = now();
-    r = step(done++);
+    r = step(*step_, done);
+    check_finite(done++, r);
     step_seconds_ = now() - start;
     busy_ += step_seconds_;
     mean_seconds_ = done == first_ + 1

@@ -9,6 +9,7 @@
 #include "ir/builder.h"
 #include "ir/text.h"
 #include "runtime/buffer.h"
+#include "tests/codegen/harness.h"
 #include "tests/ops/op_cases.h"
 #include "tests/test.h"
 
@@ -122,84 +123,117 @@ TEST_CASE("a function says what it takes, gives and shares") {
   CHECK_THROWS_AS(make_backend("tpu"), UsageError);
 }
 
-TEST_CASE("every op compiles through the pipeline, fused and not") {
-  auto cpu = make_backend("cpu", 2);
-  std::vector<OpCase> cases = op_cases();
-  for (const OpCase& c : op_cases())
-    if (runs_in_bf16(c)) cases.push_back(in_bf16(c));
-  for (const OpCase& c : cases) {
-    CAPTURE(c.name);
-    auto g = build_graph(c);
-    bool f64 = false;
-    for (Node* n : *g)
-      for (const Type& t : n->types()) f64 = f64 || t.dtype == DType::F64;
-    if (f64) continue;
-    auto in = random_inputs(c);
-    auto want = interpret(*g, in);
-    for (bool fuse : {true, false}) {
-      CompileOptions o;
-      if (!fuse) o.pipeline.fuse = FusionSet::none();
-      std::vector<Tensor> got;
-      try {
-        got = run(*g, *cpu, in, o);
-      } catch (const std::exception& e) {
-        FAIL_CHECK(std::string(e.what()));
-        continue;
-      }
-      for (size_t i = 0; i < want.size(); ++i) {
-        std::string d = difference(got[i], want[i], c.tolerance);
-        CHECK_MESSAGE(d == "", d, " fuse ", fuse);
-      }
-    }
-  }
+namespace {
+
+bool has_f64(const Graph& g) {
+  for (Node* n : g)
+    for (const Type& t : n->types())
+      if (t.dtype == DType::F64) return true;
+  return false;
 }
 
-// d(sum of results * fixed weights) for the float arguments, on the backend
-// and on the interpreter.
-TEST_CASE("gradients of every op through compiled graphs") {
-  auto cpu = make_backend("cpu", 2);
-  auto ref = make_backend("ref", 1);
-  for (const OpCase& c : op_cases()) {
-    if (!c.differentiable) continue;
-    CAPTURE(c.name);
-    auto g = build_graph(c);
-    bool f64 = false;
-    for (Node* n : *g)
-      for (const Type& t : n->types()) f64 = f64 || t.dtype == DType::F64;
-    if (f64) continue;
-    Builder b(*g);
-    Value loss;
-    std::vector<Value> outputs(g->outputs().begin(), g->outputs().end());
-    for (Value y : outputs) {
-      if (!is_float(y.type().dtype)) continue;
-      Value flat = b.cast(b.reshape(y, {y.type().numel()}), DType::F32);
-      Value weight = b.op(Op::Iota, {},
-                          {{"dtype", DType::F32},
-                           {"shape", std::vector<i64>{y.type().numel()}}});
-      weight = b.op(Op::Sin, {weight});
-      Value term = b.sum(b.mul(flat, weight), {0});
-      loss = loss ? b.add(loss, term) : term;
-    }
-    std::vector<Value> of = {loss};
-    for (Node* a : g->args())
-      if (is_float(a->type().dtype)) of.push_back(a->result());
-    if (!loss || of.size() == 1) continue;
-    Node* d = b.node(Op::Grad, of);
-    std::vector<Value> results;
-    for (int r = 0; r < d->num_results(); ++r) results.push_back(d->result(r));
-    g->set_outputs(results);
-    auto in = random_inputs(c);
-    std::vector<Tensor> want, got;
+// Level 0, the native one, sees all cases; each of the others every third one
+// or, in long tests, all too.
+bool at_level(size_t index, size_t level) {
+  return level == 0 || long_tests() || index % 3 == level % 3;
+}
+
+void check_case(const OpCase& c, Backend& cpu) {
+  CAPTURE(c.name);
+  auto g = build_graph(c);
+  if (has_f64(*g)) return;
+  auto in = random_inputs(c);
+  auto want = interpret(*g, in);
+  for (bool fuse : {true, false}) {
+    CompileOptions o;
+    if (!fuse) o.pipeline.fuse = FusionSet::none();
+    std::vector<Tensor> got;
     try {
-      want = run(*g, *ref, in);
-      got = run(*g, *cpu, in);
+      got = run(*g, cpu, in, o);
     } catch (const std::exception& e) {
       FAIL_CHECK(std::string(e.what()));
       continue;
     }
     for (size_t i = 0; i < want.size(); ++i) {
-      std::string diff = difference(got[i], want[i], 8 * c.tolerance);
-      CHECK_MESSAGE(diff == "", diff);
+      std::string d = difference(got[i], want[i], c.tolerance);
+      CHECK_MESSAGE(d == "", d, " fuse ", fuse);
+    }
+  }
+}
+
+// d(sum of results * fixed weights) for the float arguments; nullptr: there is
+// nothing to differentiate.
+std::unique_ptr<Graph> gradient_graph(const OpCase& c) {
+  auto g = build_graph(c);
+  if (has_f64(*g)) return nullptr;
+  Builder b(*g);
+  Value loss;
+  std::vector<Value> outputs(g->outputs().begin(), g->outputs().end());
+  for (Value y : outputs) {
+    if (!is_float(y.type().dtype)) continue;
+    Value flat = b.cast(b.reshape(y, {y.type().numel()}), DType::F32);
+    Value weight = b.op(
+        Op::Iota, {},
+        {{"dtype", DType::F32}, {"shape", std::vector<i64>{y.type().numel()}}});
+    weight = b.op(Op::Sin, {weight});
+    Value term = b.sum(b.mul(flat, weight), {0});
+    loss = loss ? b.add(loss, term) : term;
+  }
+  std::vector<Value> of = {loss};
+  for (Node* a : g->args())
+    if (is_float(a->type().dtype)) of.push_back(a->result());
+  if (!loss || of.size() == 1) return nullptr;
+  Node* d = b.node(Op::Grad, of);
+  std::vector<Value> results;
+  for (int r = 0; r < d->num_results(); ++r) results.push_back(d->result(r));
+  g->set_outputs(results);
+  return g;
+}
+
+}  // namespace
+
+TEST_CASE("every op compiles through the pipeline, fused and not") {
+  auto cases = op_cases();
+  auto targets = test_targets();
+  for (size_t level = 0; level < targets.size(); ++level) {
+    CAPTURE(targets[level].level);
+    auto cpu = make_cpu_backend(2, targets[level]);
+    for (size_t i = 0; i < cases.size(); ++i) {
+      if (at_level(i, level)) check_case(cases[i], *cpu);
+      if (level == 0 && runs_in_bf16(cases[i]))
+        check_case(in_bf16(cases[i]), *cpu);
+    }
+  }
+}
+
+TEST_CASE("gradients of every op through compiled graphs") {
+  auto ref = make_backend("ref", 1);
+  std::vector<std::unique_ptr<Backend>> backends;
+  for (const Target& t : test_targets())
+    backends.push_back(make_cpu_backend(2, t));
+  auto cases = op_cases();
+  for (size_t index = 0; index < cases.size(); ++index) {
+    const OpCase& c = cases[index];
+    if (!c.differentiable) continue;
+    CAPTURE(c.name);
+    auto g = gradient_graph(c);
+    if (!g) continue;
+    auto in = random_inputs(c);
+    auto want = run(*g, *ref, in);
+    for (size_t level = 0; level < backends.size(); ++level) {
+      if (!at_level(index, level)) continue;
+      CAPTURE(level);
+      std::vector<Tensor> got;
+      try {
+        got = run(*g, *backends[level], in);
+      } catch (const std::exception& e) {
+        FAIL_CHECK(std::string(e.what()));
+        continue;
+      }
+      for (size_t i = 0; i < want.size(); ++i) {
+        std::string diff = difference(got[i], want[i], 8 * c.tolerance);
+        CHECK_MESSAGE(diff == "", diff);
+      }
     }
   }
 }

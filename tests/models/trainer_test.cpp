@@ -139,6 +139,29 @@ TEST_CASE("random tokens cannot be predicted, not even after training") {
   CHECK(e.ce < std::log(11.0) + 0.5);
 }
 
+// The failing step is repeated without fusions, from the newest checkpoint.
+TEST_CASE("a step that is not finite names the op, and harms no checkpoint") {
+  for (auto extra : {"train.accumulate=1", "train.accumulate=2"}) {
+    CAPTURE(extra);
+    TempDir dir;
+    auto o = small_run(dir, "run", 40, {extra});
+    o.config.train.clip = 0;
+    o.config.train.lr = 1e30;
+    o.config.train.save_every = 1;
+    std::string why = error_of([&] { train(o); });
+    CAPTURE(why);
+    CHECK(why.find(" is not finite") != why.npos);
+    CHECK(why.find("without fusions it begins at ") != why.npos);
+    // The op, and the model's line.
+    CHECK(why.find("(transformer.cpp:") != why.npos);
+    CHECK(why.find("train.lr") != why.npos);
+    auto last = open_checkpoint(dir / "run");
+    CHECK(why.find(fmt::format("up to step {} are unharmed", last.step)) !=
+          why.npos);
+    CHECK(std::filesystem::exists(dir / "run/step-1"));
+  }
+}
+
 TEST_CASE("checkpoints that do not fit name the tensor") {
   TempDir dir;
   train(small_run(dir, "run", 1));
