@@ -3,6 +3,7 @@
 #include <CLI/CLI.hpp>
 #include <charconv>
 
+#include "models/moe/trainer.h"
 #include "support/error.h"
 
 namespace moec {
@@ -27,6 +28,12 @@ void add_run_flags(CLI::App& command, RunFlags& flags) {
                      "Fusions: on, off or a list such as attention,moe");
   command.add_option("--moe", flags.moe,
                      "How experts run: fused, grouped or dense");
+  command.add_option("--dump-to", flags.dump_to,
+                     "Write DIR/FUNCTION/NN_pass.ir after every pass");
+  command.add_option("--from-pass", flags.from_pass,
+                     "Start the pipeline at this pass (name, or NN of a dump)");
+  command.add_option("--to-pass", flags.to_pass,
+                     "End the pipeline after this pass");
   command.add_flag("--json", flags.json,
                    "One JSON object as the last line of stdout");
 }
@@ -47,7 +54,15 @@ moe::EngineOptions engine_options(const RunFlags& flags,
   o.threads = flags.threads;
   if (!flags.fuse.empty()) o.fuse = flags.fuse;
   if (!flags.moe.empty()) o.moe = flags.moe;
+  o.dump_to = flags.dump_to;
+  o.from_pass = flags.from_pass;
+  o.to_pass = flags.to_pass;
   return o;
+}
+
+moe::EngineOptions engine_options(const RunFlags& flags) {
+  return engine_options(
+      flags, moe::parse_config(moe::default_config(), "default", flags.set));
 }
 
 std::vector<int32_t> parse_ids(const std::string& text, const char* flag) {

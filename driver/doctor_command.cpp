@@ -1,6 +1,7 @@
 // moec doctor: what this machine and this build have.
 #include <CLI/CLI.hpp>
 
+#include "codegen/cpu/jit.h"
 #include "codegen/cpu/target.h"
 #include "driver/commands.h"
 #include "support/cpu.h"
@@ -11,7 +12,8 @@ namespace moec {
 namespace {
 
 void run() {
-  fmt::print("moec            0.1.0\n");
+  fmt::print("moec            0.1.0, {}\n", compiler_versions());
+  fmt::print("kernel cache    {}\n", default_cache_dir());
   fmt::print("cores           {}\n", available_cores());
   fmt::print("free memory     {}\n", format_bytes(double(available_memory())));
   const Target& t = host_target();

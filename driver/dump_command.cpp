@@ -7,7 +7,8 @@
 #include "ir/text.h"
 #include "models/moe/functions.h"
 #include "models/moe/model_io.h"
-#include "passes/pass_manager.h"
+#include "passes/dump.h"
+#include "passes/html_report.h"
 #include "support/debug.h"
 #include "support/error.h"
 #include "support/file.h"
@@ -16,7 +17,7 @@ namespace moec {
 namespace {
 
 struct Options : RunFlags {
-  std::string source, fn, stage, to;
+  std::string source, fn, stage, to, html;
 };
 
 std::vector<std::unique_ptr<Graph>> functions(const Options& o,
@@ -24,11 +25,11 @@ std::vector<std::unique_ptr<Graph>> functions(const Options& o,
   std::vector<std::unique_ptr<Graph>> out;
   if (o.source.ends_with(".ir")) {
     Module m = parse_module(read_file(o.source), o.source);
+    engine = engine_options(o);
     if (o.fn.empty()) return std::move(m.functions);
     for (auto& f : m.functions)
       if (f->name() == o.fn) out.push_back(std::move(f));
     if (out.empty()) usage_error("{}: there is no function {}", o.source, o.fn);
-    engine = engine_options(o, moe::Config());
     return out;
   }
   auto opened = moe::open_model(o.source, o.set);
@@ -48,49 +49,62 @@ bool is_stage(std::string_view name) {
   return false;
 }
 
+// Without a stage: the input, or where --to-pass ends.
+std::string chosen_stage(const Options& o) {
+  std::string stage = o.stage;
+  if (stage.empty() && o.to_pass.empty()) stage = "input";
+  if (stage.empty() || stage == "llvm" || stage == "asm" || is_stage(stage))
+    return stage;
+  std::string known;
+  for (int i = 0; i < kNumStages; ++i)
+    known += fmt::format("{}, ", stage_name(Stage(i)));
+  usage_error("--stage {}: stages are {}llvm and asm", stage, known);
+}
+
 void run(const Options& o) {
-  moe::EngineOptions engine;
-  auto graphs = functions(o, engine);
-  std::string stage = o.stage.empty() ? "input" : o.stage;
-  if (stage == "llvm" || stage == "asm") {
-    moe::Engine device(engine);
-    for (auto& g : graphs)
-      fmt::print("{}", device.compile(std::move(g)).compiled().code(stage));
+  moe::EngineOptions options;
+  auto graphs = functions(o, options);
+  std::string stage = chosen_stage(o);
+  bool files = !o.to.empty() || !o.html.empty();
+  if (stage == "input" && !files) {
+    for (size_t i = 0; i < graphs.size(); ++i)
+      fmt::print("{}{}", i ? "\n" : "", print(*graphs[i]));
     return;
   }
-  if (!is_stage(stage)) {
-    std::string known;
-    for (int i = 0; i < kNumStages; ++i)
-      known += fmt::format("{}, ", stage_name(Stage(i)));
-    usage_error("--stage {}: stages are {}llvm and asm", stage, known);
+  moe::Engine engine(options);
+  if (stage == "llvm" || stage == "asm") {
+    for (auto& g : graphs)
+      fmt::print("{}", engine.compile(std::move(g)).compiled().code(stage));
+    return;
   }
-  for (size_t i = 0; i < graphs.size(); ++i) {
-    auto& g = graphs[i];
-    auto name = g->name();
-    bool to_stdout = o.to.empty();
-    if (to_stdout && stage == "input") {
-      fmt::print("{}{}", i ? "\n" : "", print(*g));
-      continue;
-    }
+  HtmlReport report;
+  bool shown = false;
+  auto show = [&](const Graph& g) {
+    fmt::print("{}{}", shown ? "\n" : "", print(g));
+    shown = true;
+  };
+  for (auto& g : graphs) {
     PassContext context;
-    context.options = moe::pipeline_options(engine);
+    context.options = engine.pipeline();
     context.debug = debug_level();
-    RunOptions run_options;
-    if (to_stdout)
-      run_options.stage = [&](Stage s, const Graph& at) {
-        if (stage_name(s) == stage)
-          fmt::print("{}{}", i ? "\n" : "", print(at));
+    RunOptions run;
+    run.from_pass = o.from_pass;
+    run.to_pass = o.to_pass;
+    if (!files)
+      run.stage = [&](Stage s, const Graph& at) {
+        if (stage_name(s) == stage) show(at);
       };
+    if (!o.to.empty()) run.dump = write_dumps(o.to);
+    if (o.html.empty())
+      run_pipeline(*g, context, run);
     else
-      run_options.dump = [&](int index, std::string_view pass,
-                             const Graph& at) {
-        auto folder = std::filesystem::path(o.to) / name;
-        make_folders(folder);
-        write_file_atomic(folder / fmt::format("{:02}_{}.ir", index, pass),
-                          print(at));
-      };
-    run_pipeline(*g, context, run_options);
+      report.add(*g, context, run);
+    if (stage.empty() && !files) show(*g);
   }
+  if (!o.html.empty())
+    write_file_atomic(
+        o.html,
+        report.page(std::filesystem::path(o.source).filename().string()));
 }
 
 }  // namespace
@@ -105,6 +119,7 @@ void add_dump_command(CLI::App& app) {
                 "input, matched, grad, partitioned, fused, scheduled, llvm "
                 "or asm");
   c->add_option("--to", o->to, "Write FN/NN_pass.ir for every pass there");
+  c->add_option("--html", o->html, "Write a page to browse every pass");
   add_run_flags(*c, *o);
   c->callback([o] { run(*o); });
 }

@@ -60,7 +60,7 @@ void run_file(const Options& o, const Safetensors& in) {
   graph->output_names.clear();
   for (size_t i = 0; i < graph->outputs().size(); ++i)
     graph->output_names.push_back(fmt::format("out{}", i));
-  moe::Engine engine(engine_options(o, moe::Config()));
+  moe::Engine engine(engine_options(o));
   auto f = engine.compile(std::move(graph));
   for (auto& s : f.inputs()) copy_input(in, s, f.input<std::byte>(s.name));
   f.run();

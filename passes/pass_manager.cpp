@@ -3,12 +3,14 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <charconv>
 #include <chrono>
 #include <cstdio>
 
 #include "ir/op_def.h"
 #include "ir/text.h"
 #include "ir/verifier.h"
+#include "passes/dump.h"
 #include "support/error.h"
 
 namespace moec {
@@ -66,22 +68,69 @@ PassStats run_one(Graph& g, const PassInfo& pass, PassContext& ctx) {
   return s;
 }
 
-std::vector<PassStats> run_steps(Graph& g,
-                                 const std::vector<PipelineStep>& steps,
-                                 PassContext& ctx, const RunOptions& run) {
+using Steps = std::vector<PipelineStep>;
+
+PassStats run_step(Graph& g, const PipelineStep& step, PassContext& ctx) {
+  PassStats stats = run_one(g, pass_named(step.pass), ctx);
+  for (Stage stage : step.ends) check_stage(g, stage, ctx.options);
+  return stats;
+}
+
+// Passes give the same graph each time, so what stood before the failing one
+// need not be kept.
+[[noreturn]] void reproduce(const Graph& input, const Steps& steps,
+                            size_t begin, size_t failed, PassContext ctx,
+                            const InternalError& error) {
+  ctx.debug = 0;
+  auto g = input.clone();
+  for (size_t i = begin; i < failed; ++i) run_step(*g, steps[i], ctx);
+  throw_with_reproducer(
+      error, *g, ctx.options,
+      fmt::format("--from-pass {0} --to-pass {0}", failed + 1));
+}
+
+// Steps [begin, end).
+std::vector<PassStats> run_steps(Graph& g, const Steps& steps, size_t begin,
+                                 size_t end, PassContext& ctx,
+                                 const RunOptions& run) {
   std::vector<PassStats> stats;
   verify(g);
-  if (run.dump) run.dump(0, stage_name(Stage::Input), g);
+  if (run.dump) run.dump(int(begin), stage_name(Stage::Input), g);
   if (run.stage) run.stage(Stage::Input, g);
-  for (const PipelineStep& step : steps) {
-    stats.push_back(run_one(g, pass_named(step.pass), ctx));
-    if (run.dump) run.dump(int(stats.size()), step.pass, g);
-    for (Stage stage : step.ends) {
-      check_stage(g, stage, ctx.options);
-      if (run.stage) run.stage(stage, g);
+  auto input = g.clone();
+  for (size_t i = begin; i < end; ++i) {
+    try {
+      stats.push_back(run_step(g, steps[i], ctx));
+    } catch (const InternalError& e) {
+      reproduce(*input, steps, begin, i, ctx, e);
     }
+    if (run.dump) run.dump(int(i) + 1, steps[i].pass, g);
+    if (run.stage)
+      for (Stage stage : steps[i].ends) run.stage(stage, g);
   }
   return stats;
+}
+
+// The step of this number or name, counted from 0; `last`: of several of the
+// name the last one.
+size_t find_step(const Steps& steps, const std::string& text, bool last) {
+  size_t number = 0;
+  auto [end, error] =
+      std::from_chars(text.data(), text.data() + text.size(), number);
+  if (error == std::errc() && end == text.data() + text.size()) {
+    if (number < 1 || number > steps.size())
+      usage_error("pass {}: the pipeline has passes 1 to {}", number,
+                  steps.size());
+    return number - 1;
+  }
+  pass_named(text);
+  size_t found = steps.size();
+  for (size_t i = 0; i < steps.size(); ++i)
+    if (steps[i].pass == text && (last || found == steps.size())) found = i;
+  if (found == steps.size())
+    usage_error("`{}` is not among the passes that these options ask for",
+                text);
+  return found;
 }
 
 }  // namespace
@@ -111,29 +160,22 @@ void PassContext::explain(std::string_view pass, const Node& n,
 std::vector<PassStats> run_passes(Graph& g,
                                   const std::vector<std::string>& names,
                                   PassContext& ctx, const RunOptions& run) {
-  std::vector<PipelineStep> steps;
+  Steps steps;
   for (const std::string& name : names)
     steps.push_back({pass_named(name).name});
-  return run_steps(g, steps, ctx, run);
+  return run_steps(g, steps, 0, steps.size(), ctx, run);
 }
 
 std::vector<PassStats> run_pipeline(Graph& g, PassContext& ctx,
                                     const RunOptions& run) {
   auto steps = standard_pipeline(ctx.options);
-  auto is = [](std::string_view name) {
-    return [name](const PipelineStep& s) { return s.pass == name; };
-  };
-  if (!run.to_pass.empty()) {
-    pass_named(run.to_pass);
-    auto last = std::find_if(steps.rbegin(), steps.rend(), is(run.to_pass));
-    steps.erase(last.base(), steps.end());
-  }
-  if (!run.from_pass.empty()) {
-    pass_named(run.from_pass);
-    auto first = std::find_if(steps.begin(), steps.end(), is(run.from_pass));
-    steps.erase(steps.begin(), first);
-  }
-  return run_steps(g, steps, ctx, run);
+  size_t begin = 0, end = steps.size();
+  if (!run.from_pass.empty()) begin = find_step(steps, run.from_pass, false);
+  if (!run.to_pass.empty()) end = find_step(steps, run.to_pass, true) + 1;
+  if (begin >= end)
+    usage_error("--from-pass {} comes after --to-pass {}", run.from_pass,
+                run.to_pass);
+  return run_steps(g, steps, begin, end, ctx, run);
 }
 
 void check_stage(const Graph& g, Stage stage, const PipelineOptions& options) {

@@ -21,7 +21,8 @@ struct RunOptions {
   DumpHook dump;
   StageHook stage;
   // Cuts the standard pipeline: the first and the last pass that run, by
-  // name (its first occurrence from, its last occurrence to).
+  // name (its first occurrence from, its last occurrence to) or by number, as
+  // in the file names of dumps. The others keep their numbers.
   std::string from_pass, to_pass;
 };
 
@@ -32,6 +33,9 @@ struct PassStats {
   bool changed = false;
 };
 
+// An InternalError of a pass names a file that holds the graph before it, and
+// the command that shows it again.
+//
 // By name, in that order. An unknown name is a UsageError that suggests one.
 std::vector<PassStats> run_passes(Graph&, const std::vector<std::string>& names,
                                   PassContext&, const RunOptions& = {});

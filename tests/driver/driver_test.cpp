@@ -195,6 +195,37 @@ TEST_CASE_FIXTURE(Fixture, "dump is canonical text") {
   CHECK(o.out == d.out);
 }
 
+TEST_CASE_FIXTURE(Fixture, "dump writes a page, folders, and parts of passes") {
+  auto page = (dir / "p.html").string(), folder = (dir / "passes").string();
+  auto d = run_moec({"dump", config.string(), "--html", page, "--to", folder});
+  CAPTURE(d.err);
+  REQUIRE(d.code == 0);
+  CHECK(read_file(page).find("train_step") != std::string::npos);
+  auto grad = dir / "passes/grad/00_input.ir";
+  REQUIRE(std::filesystem::exists(grad));
+  // A file goes on from where it was written.
+  auto whole = run_moec({"dump", grad.string(), "--to-pass", "schedule"});
+  auto half = run_moec({"dump", grad.string(), "--to-pass", "grad"});
+  REQUIRE(half.code == 0);
+  auto at = dir / "half.ir";
+  write_file_atomic(at, half.out);
+  auto rest = run_moec({"dump", at.string(), "--from-pass", "fuse-loss-grad",
+                        "--to-pass", "schedule"});
+  CHECK(whole.code == 0);
+  CHECK(rest.out == whole.out);
+  auto dumped = (dir / "dumped").string();
+  REQUIRE(train({"--dump-to", dumped}).code == 0);
+  CHECK(std::filesystem::exists(dir / "dumped/train_step/00_input.ir"));
+  fails(run_moec({"dump", config.string(), "--to-pass", "nothing"}), 2,
+        "`nothing` is no pass");
+}
+
+TEST_CASE_FIXTURE(Fixture, "a step that is not finite says where it begins") {
+  auto t = train({"--set", "train.lr=1e30"});
+  fails(t, 1, "is not finite");
+  CHECK(t.err.find("without fusions it begins at ") != t.err.npos);
+}
+
 TEST_CASE_FIXTURE(Fixture, "inspect counts parameters") {
   auto i = run_moec({"inspect", config.string(), "--json"});
   REQUIRE(i.code == 0);

@@ -5,25 +5,78 @@
 #include "ir/text.h"
 #include "ir/verifier.h"
 #include "models/moe/router.h"
+#include "passes/pass_manager.h"
 #include "tests/models/small.h"
 #include "tests/test.h"
 
 namespace moec::moe {
 namespace {
 
-TEST_CASE("every function of every variant is verified and reads back") {
+void check_reads_back(const Graph& g) {
+  auto text = print(g);
+  auto back = parse_graph(text);
+  CHECK(print(*back) == text);
+  CHECK(structural_key(*back) == structural_key(g));
+}
+
+// Every function of the config at every pass of the pipeline.
+void check_stages(const Config& config) {
+  Transformer model(config);
+  auto& t = config.train;
+  Engine engine(engine_options(config));
+  for (auto& name : function_names(model)) {
+    CAPTURE(name);
+    auto g = make_function(model, name, t.batch, t.seq);
+    PassContext context;
+    context.options = engine.pipeline();
+    RunOptions run;
+    int seen = 0;
+    run.dump = [&](int, std::string_view pass, const Graph& at) {
+      CAPTURE(pass);
+      verify(at);
+      check_reads_back(at);
+      ++seen;
+    };
+    run_pipeline(*g, context, run);
+    CHECK(seen > 15);
+  }
+}
+
+TEST_CASE("every stage of every function of every variant reads back") {
   for (auto& set : variants()) {
     CAPTURE(set);
-    Transformer model(small_config(set));
-    for (auto& name : function_names(model)) {
-      auto g = make_function(model, name, 2, 6);
-      verify(*g);
-      auto text = print(*g);
-      auto back = parse_graph(text);
-      CHECK(print(*back) == text);
-      CHECK(structural_key(*back) == structural_key(*g));
+    check_stages(small_config(set));
+    if (long_tests())
+      for (auto more :
+           {"compile.fuse=off", "compile.moe=grouped", "compile.moe=dense",
+            "train.dtype=bf16", "compile.remat=true", "train.accumulate=2"}) {
+        CAPTURE(more);
+        auto both = set;
+        both.push_back(more);
+        check_stages(small_config(both));
+      }
+  }
+}
+
+TEST_CASE("every stage of the example configs, and of the peers', reads back") {
+  if (!long_tests()) {
+    skip_test("takes a while; MOEC_TEST_LONG=1 runs it");
+    return;
+  }
+  namespace fs = std::filesystem;
+  int found = 0;
+  for (fs::path folder : {"examples/seeds", "../shared/peers/configs"}) {
+    if (!fs::exists(folder)) continue;
+    for (auto& file : fs::directory_iterator(folder)) {
+      if (file.path().extension() != ".toml") continue;
+      CAPTURE(file.path());
+      auto config = load_config(file.path());
+      if (config.model.vocab == 0) config.model.vocab = 65;
+      check_stages(config);
+      ++found;
     }
   }
+  CHECK(found >= 4);
 }
 
 TEST_CASE("a later token changes no earlier logits, capacity on") {

@@ -3,6 +3,7 @@
 #include <cstdlib>
 
 #include "ir/text.h"
+#include "passes/html_report.h"
 #include "support/error.h"
 #include "support/file.h"
 #include "tests/passes/testing.h"
@@ -95,6 +96,68 @@ func @f(%x: f32[4]) {
 }
 
 // MOEC_UPDATE=1 writes the file anew.
+// This backend runs no fusions, so the stage after fusion cannot be legal.
+TEST_CASE("an internal error leaves a file and the command that repeats it") {
+  auto g = parse_graph(kSmall);
+  PassContext ctx;
+  ctx.options.has_lowering = [](const Node& n) { return n.op() != Op::Fusion; };
+  std::string why = error_of([&] { run_pipeline(*g, ctx); });
+  CAPTURE(why);
+  REQUIRE(why.find("moec dump ") != why.npos);
+  auto at = why.find("moec dump ") + 10;
+  std::filesystem::path file = why.substr(at, why.find(' ', at) - at);
+  auto number = why.substr(why.find("--from-pass ") + 12);
+  number = number.substr(0, number.find(' '));
+  CHECK(why.find("--to-pass " + number) != why.npos);
+  // The graph before that pass fails in the same way.
+  auto again = parse_graph(read_file(file));
+  RunOptions run;
+  run.from_pass = run.to_pass = number;
+  std::string second = error_of([&] { run_pipeline(*again, ctx, run); });
+  CHECK(second.substr(0, second.find('\n')) == why.substr(0, why.find('\n')));
+  for (auto& made : {why, second}) {
+    auto from = made.find("moec dump ") + 10;
+    std::filesystem::remove(made.substr(from, made.find(' ', from) - from));
+  }
+}
+
+TEST_CASE("the pipeline is cut by number or name, and wrong cuts are errors") {
+  PassContext ctx;
+  auto ran = [&](const std::string& from, const std::string& to) {
+    auto g = parse_graph(kSmall);
+    RunOptions run;
+    run.from_pass = from;
+    run.to_pass = to;
+    std::string names;
+    run.dump = [&](int i, std::string_view pass, const Graph&) {
+      names += fmt::format("{} {}, ", i, pass);
+    };
+    run_pipeline(*g, ctx, run);
+    return names;
+  };
+  CHECK(ran("2", "dce").starts_with("1 input, 2 cse, 3 dce, "));
+  CHECK(ran("2", "3") == "1 input, 2 cse, 3 dce, ");
+  CHECK_THROWS_WITH_AS(ran("99", ""), doctest::Contains("passes 1 to "),
+                       UsageError);
+  CHECK_THROWS_AS(ran("schedule", "grad"), UsageError);
+  CHECK_THROWS_WITH_AS(ran("remat", ""), doctest::Contains("not among"),
+                       UsageError);
+}
+
+TEST_CASE("a page of all passes carries every text once") {
+  HtmlReport report;
+  PassContext ctx;
+  auto g = parse_graph(kSmall);
+  report.add(*g, ctx);
+  auto page = report.page("</script> a title");
+  CHECK(page.find("\"name\":\"f\"") != page.npos);
+  for (auto& step : standard_pipeline({}))
+    CHECK(page.find(fmt::format("\"pass\":\"{}\"", step.pass)) != page.npos);
+  CHECK(page.find("%c = add(%a, %b) : f32[4]") != page.npos);
+  CHECK(page.find("MOEC_DATA") == page.npos);
+  CHECK(page.find("\\u003c/script>") != page.npos);
+}
+
 TEST_CASE("docs/passes.md is what passes.def says") {
   if (std::getenv("MOEC_UPDATE")) {
     AtomicFile file("docs/passes.md");
