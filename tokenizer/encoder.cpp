@@ -44,19 +44,24 @@ std::span<const uint32_t> Encoder::encode_range(const uint8_t* p,
     uint32_t at = 0;
     for (size_t i = 0; i < safe; ++i) {
       size_t length = ends_[i] - at;
-      // A long piece gets a key too, which nobody asks for.
-      keys[i] = make_key(p + at, std::min(length, kShortPiece));
-      hashes[i] = hash_key(keys[i]);
-      cache_.prefetch(hashes[i]);
+      if (length <= kShortPiece) [[likely]] {
+        keys[i] = make_key(p + at, length);
+        hashes[i] = hash_key(keys[i]);
+        cache_.prefetch(hashes[i]);
+      } else {
+        hashes[i] = cache_.prefetch_long(p + at, length);
+      }
       at = ends_[i];
     }
     at = 0;
     for (size_t i = 0; i < n; ++i) {
       size_t length = ends_[i] - at;
-      if (length <= kShortPiece && i < safe) [[likely]]
+      if (i >= safe) [[unlikely]]
+        out = cache_.emit_end(p + at, length, out);
+      else if (length <= kShortPiece) [[likely]]
         out = cache_.emit(keys[i], hashes[i], out);
       else
-        out = cache_.emit_long(p + at, length, out);
+        out = cache_.emit_long(p + at, length, hashes[i], out);
       at = ends_[i];
     }
     used = size_t(out - staged_.data());

@@ -197,20 +197,34 @@ void Merger::lay_out(WordList words) {
   // A merge takes a symbol away and makes two places at most; memory is only
   // taken as it is written.
   places_ = HugeArray<Place>(3 * total);
-  size_t at = 0;
-  symbols_[at++] = kSeparator;
+  std::vector<const Word*> sources;
+  sources.reserve(words.words.size());
+  starts_.reserve(words.words.size() + 1);
+  weights_.reserve(words.words.size());
+  size_t at = 1;
   for (const Word& w : words.words) {
     for (uint64_t left = w.count; left > 0;) {
       uint64_t weight = std::min(left, kMost);
       left -= weight;
+      sources.push_back(&w);
       starts_.push_back(uint32_t(at));
       weights_.push_back(uint32_t(weight));
-      for (uint32_t i = 0; i < w.length; ++i)
-        symbols_[at++] = options_.byte_ids[uint8_t(words.texts[w.text + i])];
-      symbols_[at++] = kSeparator;
+      at += w.length + 1;
     }
   }
   starts_.push_back(uint32_t(at));
+  symbols_[0] = kSeparator;
+  size_t threads = size_t(pool_.threads()), n = sources.size();
+  pool_.run(int64_t(threads), [&](int64_t task, int) {
+    auto t = size_t(task);
+    for (size_t i = n * t / threads; i < n * (t + 1) / threads; ++i) {
+      uint32_t* to = symbols_.data() + starts_[i];
+      const char* text = words.texts.data() + sources[i]->text;
+      for (uint32_t c = 0; c < sources[i]->length; ++c)
+        to[c] = options_.byte_ids[uint8_t(text[c])];
+      to[sources[i]->length] = kSeparator;
+    }
+  });
 }
 
 // The pairs of bytes, by counting sort.

@@ -1,18 +1,16 @@
+#include "tokenizer/merge_short.h"
+
 #include <algorithm>
 #include <functional>
 
 #include "support/error.h"
-#include "tokenizer/model.h"
+#include "tokenizer/split.h"
 
 namespace moec::bpe {
-namespace {
 
-constexpr size_t kShort = 64;
-
-// Merges in place; returns how many ids are left. n <= kShort.
-size_t merge_short(const PairTable& pairs, uint32_t* ids, size_t n) {
+size_t merge_short_scalar(const PairTable& pairs, uint32_t* ids, size_t n) {
   // By place: the rank of the pair that begins there, then what it makes.
-  uint64_t merges[kShort];
+  uint64_t merges[kShortMerge];
   auto look = [&](size_t i) {
     const auto& e = pairs.find(ids[i], ids[i + 1]);
     merges[i] = uint64_t(e.rank) << 32 | e.id;
@@ -36,6 +34,14 @@ size_t merge_short(const PairTable& pairs, uint32_t* ids, size_t n) {
     if (best > 0) look(best - 1);
   }
   return n;
+}
+
+namespace {
+
+size_t merge_short(const PairTable& pairs, uint32_t* ids, size_t n) {
+  static const bool wide = host_isa() == Isa::Avx512;
+  return wide && pairs.ranks() < kWideRanks ? merge_short_avx512(pairs, ids, n)
+                                            : merge_short_scalar(pairs, ids, n);
 }
 
 // A linked list of ids and a heap of (rank, place); an entry is stale where the
@@ -92,8 +98,9 @@ uint32_t byte_id(const Model& m, uint8_t b) {
 }  // namespace
 
 void merge_ids(const PairTable& pairs, std::vector<uint32_t>& ids) {
-  ids.resize(ids.size() <= kShort ? merge_short(pairs, ids.data(), ids.size())
-                                  : merge_long(pairs, ids));
+  ids.resize(ids.size() <= kShortMerge
+                 ? merge_short(pairs, ids.data(), ids.size())
+                 : merge_long(pairs, ids));
 }
 
 void merge_piece(const Model& m, const uint8_t* piece, size_t n,
@@ -106,8 +113,8 @@ void merge_piece(const Model& m, const uint8_t* piece, size_t n,
       return;
     }
   }
-  if (n <= kShort) {
-    uint32_t ids[kShort];
+  if (n <= kShortMerge) {
+    uint32_t ids[kShortMerge];
     for (size_t i = 0; i < n; ++i) ids[i] = byte_id(m, piece[i]);
     out.insert(out.end(), ids, ids + merge_short(m.pairs, ids, n));
     return;

@@ -16,7 +16,10 @@ namespace moec::bpe {
 
 inline constexpr uint32_t kNone = ~uint32_t(0);
 
-// (left, right) -> the merge's rank and result; linear probing, half full.
+// (left, right) -> the merge's rank and result. Most questions are about pairs
+// that do not merge: a small bit set answers nearly all of those. The others go
+// through a table of places to the merges in order of rank, where the common
+// ones stand close together.
 class PairTable {
  public:
   struct Entry {
@@ -30,24 +33,39 @@ class PairTable {
   bool has(uint32_t left, uint32_t right) const {
     return find(left, right).rank != kNone;
   }
-  bool empty() const { return used_ == 0; }
+  bool empty() const { return merges_.size() == 1; }
+  // All ranks are below this.
+  size_t ranks() const { return empty() ? 0 : size_t(merges_.back().rank) + 1; }
+
+  // The same as find(), for ids that are mostly those of bytes.
+  const Entry& find_low(uint32_t left, uint32_t right) const {
+    if ((left | right) > 255) return find(left, right);
+    return merges_[low_[left << 8 | right]];
+  }
 
   // rank kNone: the two do not merge.
   const Entry& find(uint32_t left, uint32_t right) const {
-    size_t i = slot(left, right);
-    for (;; i = (i + 1) & mask_) {
-      const Entry& e = entries_[i];
+    uint64_t h = hash(left, right);
+    size_t bit = h >> 40 & bit_mask_;
+    if (!(bits_[bit / 64] >> bit % 64 & 1)) return merges_[0];
+    for (size_t i = h >> 32 & mask_;; i = (i + 1) & mask_) {
+      const Entry& e = merges_[places_[i]];
       if ((e.left == left && e.right == right) || e.rank == kNone) return e;
     }
   }
 
  private:
-  size_t slot(uint32_t left, uint32_t right) const {
-    uint64_t h = (uint64_t(left) << 32 | right) * 0x9E3779B97F4A7C15u;
-    return size_t(h >> 32) & mask_;
+  static uint64_t hash(uint32_t left, uint32_t right) {
+    return (uint64_t(left) << 32 | right) * 0x9E3779B97F4A7C15u;
   }
-  std::vector<Entry> entries_;
-  size_t mask_, used_ = 0;
+  void place(uint32_t merge);
+
+  std::vector<Entry> merges_{{}};  // the first one stands for none
+  std::vector<uint32_t> places_;   // at most half of them are not 0
+  std::vector<uint64_t> bits_;     // 16 an entry of merges_ or more
+  // Places in merges_ of the pairs of ids below 256, by left and right.
+  std::vector<uint32_t> low_ = std::vector<uint32_t>(1 << 16);
+  size_t mask_, bit_mask_;
 };
 
 // The id of each single byte; kNone where the vocabulary lacks it.

@@ -5,12 +5,6 @@
 #include "tokenizer/model.h"
 
 namespace moec::bpe {
-namespace {
-
-// Longer pieces are merged anew each time.
-constexpr size_t kLongest = 1024;
-
-}  // namespace
 
 PieceCache::PieceCache(const Model& model, size_t largest)
     : model_(model), largest_(largest) {
@@ -28,7 +22,8 @@ void PieceCache::start_over() {
 
 void PieceCache::grow() {
   HugeArray<Entry> old(std::move(entries_));
-  entries_ = HugeArray<Entry>(old.size() * 2);
+  // In large steps: fresh pages cost more than the room they leave.
+  entries_ = HugeArray<Entry>(std::min(old.size() * 4, largest_));
   mask_ = entries_.size() - 1;
   for (size_t i = 0; i < old.size(); ++i) {
     if (old[i].count == 0) continue;
@@ -71,13 +66,9 @@ uint32_t* PieceCache::miss(Key k, uint32_t* out) {
   return out + scratch_.size();
 }
 
-uint32_t* PieceCache::emit_long(const uint8_t* p, size_t n, uint32_t* out) {
-  if (n <= kShortPiece) {  // near the text's end
-    Key k = make_key_at_end(p, n);
-    return emit(k, hash_key(k), out);
-  }
+uint32_t* PieceCache::emit_long(const uint8_t* p, size_t n, uint64_t h,
+                                uint32_t* out) {
   if (n <= kLongest) {
-    uint64_t h = hash_long(p, n);
     size_t mask = long_.size() - 1, i = h >> 8 & mask;
     for (; long_[i].hash; i = (i + 1) & mask) {
       const LongEntry& e = long_[i];

@@ -39,10 +39,24 @@ class PieceCache {
       if (e.count == 0) return miss(k, out);
     }
   }
-  // Any other piece.
-  uint32_t* emit_long(const uint8_t* p, size_t n, uint32_t* out);
+  // The same in two steps for pieces of more than kShortPiece bytes.
+  uint64_t prefetch_long(const uint8_t* p, size_t n) const {
+    if (n > kLongest) return 0;
+    uint64_t h = hash_long(p, n);
+    __builtin_prefetch(&long_[h >> 8 & (long_.size() - 1)]);
+    return h;
+  }
+  uint32_t* emit_long(const uint8_t* p, size_t n, uint64_t hash, uint32_t* out);
+  // Any piece; nothing is read behind it.
+  uint32_t* emit_end(const uint8_t* p, size_t n, uint32_t* out) {
+    if (n > kShortPiece) return emit_long(p, n, prefetch_long(p, n), out);
+    Key k = make_key_at_end(p, n);
+    return emit(k, hash_key(k), out);
+  }
 
  private:
+  // Longer pieces are merged anew each time.
+  static constexpr size_t kLongest = 1024;
   struct Entry {
     Key key;
     // Up to 3 ids; more: ids[0] is their place in ids_.

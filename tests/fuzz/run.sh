@@ -10,13 +10,13 @@ case $area in
   tokenizer)
     targets="readers encode train"
     sources="tokenizer/*.cpp support/*.cpp"
-    libraries="-lpcre2-8 -lutf8proc -lxxhash -lpthread"
+    libraries="-lfmt -lpcre2-8 -lutf8proc -lxxhash -lpthread"
     seeds="tests/tokenizer/golden/*"
     ;;
   data)
     targets="npy jsonl"
     sources="runtime/npy.cpp runtime/jsonl.cpp support/*.cpp"
-    libraries="-lxxhash -lpthread"
+    libraries="-lfmt -lxxhash -lpthread"
     seeds="tests/fuzz/seeds/*"
     ;;
   checkpoints)
@@ -41,7 +41,9 @@ if ! command -v clang++-19 >/dev/null; then
 fi
 mkdir -p "$build"
 cd "$root"
-flags="-std=c++20 -O1 -g -I. -DFMT_HEADER_ONLY=1 -Wno-unknown-pragmas
+compiler=clang++-19
+! command -v ccache >/dev/null || compiler="ccache $compiler"
+flags="-std=c++20 -O1 -gline-tables-only -I. -DFMT_SHARED -Wno-unknown-pragmas
   -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined"
 # An object is as new as its source and every header.
 # shellcheck disable=SC2012
@@ -57,8 +59,8 @@ for source in $sources; do
   fi
 done
 # shellcheck disable=SC2016,SC2086
-printf '%s %s\n' $todo | FLAGS=$flags xargs -r -n 2 -P "$(nproc)" \
-  sh -c '[ -z "$1" ] || clang++-19 $FLAGS -c "$0" -o "$1"'
+printf '%s %s\n' $todo | COMPILE="$compiler $flags" \
+  xargs -r -n 2 -P "$(nproc)" sh -c '[ -z "$1" ] || $COMPILE -c "$0" -o "$1"'
 for target in $targets; do
   # shellcheck disable=SC2086
   clang++-19 $flags -fsanitize=fuzzer "tests/fuzz/${area}_$target.cpp" \
