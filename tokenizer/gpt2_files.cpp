@@ -15,10 +15,12 @@ Vocabulary read_gpt2(std::string_view vocab_json, std::string_view merges_txt,
   if (!vocab.is_object())
     user_error("{}/vocab.json: not an object of tokens and ids", source);
   std::string bytes;
+  int64_t largest = largest_id(vocab_json.size());
   for (const auto& [key, value] : vocab.items()) {
-    if (!value.is_number_unsigned() || value.get<uint64_t>() > uint64_t(kMaxId))
+    if (!value.is_number_unsigned() ||
+        value.get<uint64_t>() > uint64_t(largest))
       user_error("{}/vocab.json: the id of {} must be from 0 to {}", source,
-                 json_quote(key), kMaxId);
+                 json_quote(key), largest);
     auto id = value.get<uint32_t>();
     if (id >= v.tokens.size()) v.tokens.resize(id + 1);
     if (key.empty() || !v.tokens[id].empty())

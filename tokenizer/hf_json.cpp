@@ -18,6 +18,7 @@ using Json = nlohmann::json;
 
 struct Reader {
   const std::string& source;
+  int64_t largest;  // id that may be
   Vocabulary v;
   bool byte_level = false;
 
@@ -43,9 +44,9 @@ struct Reader {
     return j.get<bool>();
   }
   uint32_t id(const Json& j, const std::string& of) const {
-    if (!j.is_number_unsigned() || j.get<uint64_t>() > uint64_t(kMaxId))
+    if (!j.is_number_unsigned() || j.get<uint64_t>() > uint64_t(largest))
       refuse(fmt::format("the id of {} must be an integer from 0 to {}",
-                         json_quote(of), kMaxId));
+                         json_quote(of), largest));
     return j.get<uint32_t>();
   }
 
@@ -236,7 +237,7 @@ std::string json_pre_tokenizer(const Vocabulary& v) {
 
 Vocabulary read_hf_json(std::string_view text, const std::string& source) {
   Json j = parse_json(text, source);
-  Reader r{source, {}};
+  Reader r{source, largest_id(text.size()), {}};
   if (!j.is_object()) r.refuse("a tokenizer.json is one JSON object");
   r.normalizer(r.field(j, "normalizer"));
   r.pre_tokenizer(r.field(j, "pre_tokenizer"));

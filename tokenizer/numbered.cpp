@@ -16,7 +16,7 @@ bool read_number(std::string_view s, uint32_t& n) {
 }
 
 // Tokens double with each merge at worst, so their bytes are bounded too.
-constexpr size_t kMostBytes = size_t(1) << 30;
+constexpr size_t kMostBytes = size_t(1) << 26;
 
 void read_pairs(std::string_view text, int64_t number, Vocabulary& v,
                 const std::string& source) {
@@ -35,7 +35,7 @@ void read_pairs(std::string_view text, int64_t number, Vocabulary& v,
                  number, std::max(a, b), id);
     bytes += v.tokens[a].size() + v.tokens[b].size();
     if (bytes > kMostBytes)
-      user_error("{}:{}: the tokens take more than 1 GiB", source, number);
+      user_error("{}:{}: the tokens take more than 64 MiB", source, number);
     v.tokens.push_back(v.tokens[a] + v.tokens[b]);
     v.merges.push_back({a, b, id});
   }

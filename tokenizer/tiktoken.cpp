@@ -96,6 +96,7 @@ Vocabulary read_tiktoken(std::string_view text, const std::string& pattern,
   v.pattern = pattern;
   std::string_view line;
   std::string bytes;
+  int64_t largest = largest_id(text.size());
   for (int64_t number = 1; next_line(text, line); ++number) {
     if (line.empty()) continue;
     size_t space = line.find(' ');
@@ -107,9 +108,9 @@ Vocabulary read_tiktoken(std::string_view text, const std::string& pattern,
       good = p == end && error == std::errc();
     }
     if (!good) user_error("{}:{}: not \"base64 rank\"", source, number);
-    if (id > kMaxId)
+    if (id > largest)
       user_error("{}:{}: rank {} is over the limit of {}", source, number, id,
-                 kMaxId);
+                 largest);
     if (id >= v.tokens.size()) v.tokens.resize(id + 1);
     if (!v.tokens[id].empty())
       user_error("{}:{}: rank {} comes twice", source, number, id);

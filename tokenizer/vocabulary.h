@@ -1,6 +1,7 @@
 // The plain data of a tokenizer: what every file format holds and what the
 // encoder is built from. Readers fill it, check() holds it together.
 #pragma once
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -52,6 +53,11 @@ struct Vocabulary {
 // Ids beyond this are refused, so that no file can ask for the memory of a
 // hole of billions of ids.
 inline constexpr int64_t kMaxId = (1 << 24) - 1;
+// The same for a file of so many bytes: ids may leave holes, but a small file
+// does not ask for much memory.
+constexpr int64_t largest_id(size_t file_bytes) {
+  return std::min(kMaxId, int64_t(file_bytes) + (1 << 16));
+}
 
 // A longer piece, which no pattern could split, is refused in training and
 // encoding: it would take gigabytes.
