@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds the fuzz targets of AREA (tokenizer, data or checkpoints) with clang-19
-# (ASan, UBSan) and runs each for SECONDS: 10, or with MOEC_TEST_LONG=1 twenty
-# minutes.
+# (ASan, UBSan) and runs each for SECONDS: 10 from a fixed seed, or with
+# MOEC_TEST_LONG=1 twenty minutes from a new one.
 # usage: tests/fuzz/run.sh AREA [SECONDS] [BUILD_FOLDER]
 set -eu
 root=$(cd "$(dirname "$0")/../.." && pwd)
@@ -30,7 +30,8 @@ case $area in
     ;;
 esac
 long=10
-[ "${MOEC_TEST_LONG:-}" != 1 ] || long=1200
+seed=1
+[ "${MOEC_TEST_LONG:-}" != 1 ] || { long=1200; seed=0; }
 seconds=${2:-$long}
 build=${3:-$root/build/fuzz-$area}
 count=$(echo "$targets" | wc -w)
@@ -69,7 +70,8 @@ for target in $targets; do
   mkdir -p "$corpus"
   # shellcheck disable=SC2086
   cp $seeds "$corpus"
-  "$build/$target" -max_total_time="$seconds" -max_len=4096 -timeout=20 \
+  "$build/$target" -seed="$seed" -max_total_time="$seconds" -max_len=4096 \
+    -timeout=20 -artifact_prefix="$build/" \
     -rss_limit_mb=4096 -verbosity=0 -print_final_stats=1 "$corpus" \
     2>"$build/$target.log" || {
     cat "$build/$target.log"
