@@ -97,6 +97,35 @@ ExpertTask whole_expert(Emit& e, SlotCut cut, V offsets, V expert) {
   return {expert, first, n, panels};
 }
 
+void load_slot_weights(Emit& e, const MoeBuffers& buffer, const ExpertTask& t,
+                       V first, V valid, int64_t lanes, V w) {
+  e.loop(e.i(0), e.i(lanes), 1, [&](V lane) {
+    V slot = e.add(e.add(t.slot, first), e.min(lane, e.add(valid, -1)));
+    V choice = e.sext(e.load(DType::I32, e.at(buffer(MoeBuffer::Perm), slot)),
+                      Ty::I64);
+    V weight = e.load(DType::F32, e.at(buffer(MoeBuffer::Weights), choice));
+    V exists = e.lt(lane, valid);
+    e.store(DType::F32, e.select(exists, weight, e.f(0)), e.at(w, lane));
+    e.if_(exists, [&] {
+      e.store(DType::F32, weight, e.at(buffer(MoeBuffer::SlotWeights), slot));
+    });
+  });
+}
+
+ExpertWeight expert_weight(const MoeSpec& s, int i) {
+  using B = MoeBuffer;
+  if (i == 0) return {B::Dy, B::Activated, B::DDown, B::DBiasDown, s.hidden, 0};
+  const bool gate = i == 2;
+  return {B::X,
+          B::DHidden,
+          gate ? B::DGate : B::DUp,
+          gate ? B::DBiasGate : B::DBiasUp,
+          s.hidden_rows(),
+          gate ? s.hidden : 0};
+}
+
+int expert_weights(const MoeSpec& s) { return is_gated(s.activation) ? 3 : 2; }
+
 void for_lane_tiles(Emit& e, V valid,
                     const std::function<void(LaneTile, int lane)>& f) {
   const int L = e.lanes(), R = tile_rows(e.target());

@@ -101,17 +101,7 @@ struct Hidden {
   // The combine weights of a panel's lanes, 0 past the last slot; their
   // gradient starts with what the bias of W_down contributes.
   void start(const ExpertTask& t, V first, V valid, V g, V w, V dw) {
-    e.loop(e.i(0), e.i(panel), 1, [&](V lane) {
-      V slot = e.add(e.add(t.slot, first), e.min(lane, e.add(valid, -1)));
-      V choice =
-          e.sext(e.load(DType::I32, e.at(buffer(B::Perm), slot)), Ty::I64);
-      V weight = e.load(DType::F32, e.at(buffer(B::Weights), choice));
-      V exists = e.lt(lane, valid);
-      e.store(DType::F32, e.select(exists, weight, e.f(0)), e.at(w, lane));
-      e.if_(exists, [&] {
-        e.store(DType::F32, weight, e.at(buffer(B::SlotWeights), slot));
-      });
-    });
+    load_slot_weights(e, buffer, t, first, valid, panel, w);
     V bias = e.at(buffer(B::BiasDown), e.mul(t.expert, s.dim));
     for (int j = 0; j < vectors; ++j) {
       V sum = e.zero(Ty::F32, 0);
@@ -265,7 +255,7 @@ struct WeightLayout {
   int64_t block;  // channels of a task
   int64_t r = 0, sums, end;
   WeightLayout(const MoeSpec& s, int64_t width) {
-    const int64_t parts = is_gated(s.activation) ? 3 : 2;
+    const int64_t parts = expert_weights(s);
     // wide blocks read dH less often, if enough tasks remain
     block = 4 * width;
     if (s.experts * parts * blocks(s) < 16) block = 2 * width;
@@ -282,24 +272,6 @@ struct Weights {
   const int L = e.lanes(), panel = wide_panel(e.target());  // of slots
   const LaneTile tile = channel_tile(s.dim, e.target());
   const int rows = tile.rows, vectors = tile.cols, wide = vectors * L;
-  const bool gated = is_gated(s.activation);
-
-  struct Part {
-    B source, product, weight, bias;
-    int64_t feature_rows, first_row;  // of `product`'s panels
-  };
-  Part part(int i) const {
-    if (i == 0)
-      return {B::Dy, B::Activated, B::DDown, B::DBiasDown, s.hidden, 0};
-    const bool gate = i == 2;
-    return {B::X,
-            B::DHidden,
-            gate ? B::DGate : B::DUp,
-            gate ? B::DBiasGate : B::DBiasUp,
-            s.hidden_rows(),
-            gate ? s.hidden : 0};
-  }
-  int parts() const { return gated ? 3 : 2; }
 
   Vs masks_of(V width) {
     Vs masks;
@@ -440,7 +412,7 @@ struct Weights {
   }
 
   void task(int which, V expert, V column) {
-    const Part p = part(which);
+    const ExpertWeight p = expert_weight(s, which);
     const bool down = which == 0;
     ExpertTask t =
         whole_expert(e, slot_cut(s, e.target()), buffer(B::Offsets), expert);
@@ -516,11 +488,11 @@ struct Weights {
   void kernel() {
     const WeightLayout at(s, wide);
     const int64_t block = at.block, blocks = at.blocks(s);
-    V which = e.rem(e.task(), e.i(parts()));
-    V rest = e.div(e.task(), e.i(parts()));
+    V which = e.rem(e.task(), e.i(expert_weights(s)));
+    V rest = e.div(e.task(), e.i(expert_weights(s)));
     V column = e.mul(e.rem(rest, e.i(blocks)), block);
     V expert = e.div(rest, e.i(blocks));
-    for (int i = 0; i < parts(); ++i)
+    for (int i = 0; i < expert_weights(s); ++i)
       e.if_(e.eq(which, e.i(i)), [&] { task(i, expert, column); });
   }
 };
@@ -556,8 +528,7 @@ std::vector<MoeLaunch> moe_backward(const MoeSpec& s, const Target& target,
                      B::DBiasDown};
   const WeightLayout layout(s, channel_tile(s.dim, target).lanes());
   weights.spec.key = moe_key("moe weights_grad", s);
-  weights.spec.tasks =
-      s.experts * layout.blocks(s) * (is_gated(s.activation) ? 3 : 2);
+  weights.spec.tasks = s.experts * layout.blocks(s) * expert_weights(s);
   weights.spec.scratch_bytes = 4 * layout.end;
   weights.spec.flops = product * double(s.hidden_rows() + s.hidden);
   weights.spec.bytes =

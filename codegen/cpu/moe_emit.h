@@ -42,6 +42,22 @@ ExpertTask whole_expert(Emit&, SlotCut, V offsets, V expert);
 // How the f32 kernels cut.
 SlotCut slot_cut(const MoeSpec&, const Target&);
 
+// Stores the combine weights of `lanes` slots from the task's `first` on at w
+// and by slot, as f32; what is past the `valid` ones is 0 at w.
+void load_slot_weights(Emit&, const MoeBuffers&, const ExpertTask&, V first,
+                       V valid, int64_t lanes, V w);
+
+// One of an expert's weights in the backward: dW = product source^T, and the
+// gradient of its bias. The product has feature_rows rows a panel, of which
+// this weight's begin at first_row.
+struct ExpertWeight {
+  MoeBuffer source, product, weight, bias;
+  int64_t feature_rows, first_row;
+};
+// W_down, W_up and, where the activation is gated, W_gate.
+ExpertWeight expert_weight(const MoeSpec&, int i);
+int expert_weights(const MoeSpec&);
+
 // Calls f with tiles that cover `valid` lanes of a panel (at most
 // wide_panel(), at least 1), and the first lane of each.
 void for_lane_tiles(Emit&, V valid,

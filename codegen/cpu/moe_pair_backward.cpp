@@ -121,17 +121,7 @@ struct Hidden : PairExperts {
   // The combine weights of a panel's lanes, 0 past the last slot; their
   // gradient starts with what the bias of W_down contributes.
   void start(const ExpertTask& t, V first, V valid, V g, V w, V dw) {
-    e.loop(e.i(0), e.i(kPanel), 1, [&](V lane) {
-      V slot = e.add(e.add(t.slot, first), e.min(lane, e.add(valid, -1)));
-      V choice =
-          e.sext(e.load(DType::I32, e.at(buffer(B::Perm), slot)), Ty::I64);
-      V weight = e.load(DType::F32, e.at(buffer(B::Weights), choice));
-      V exists = e.lt(lane, valid);
-      e.store(DType::F32, e.select(exists, weight, e.f(0)), e.at(w, lane));
-      e.if_(exists, [&] {
-        e.store(DType::F32, weight, e.at(buffer(B::SlotWeights), slot));
-      });
-    });
+    load_slot_weights(e, buffer, t, first, valid, kPanel, w);
     V bias = bf16(B::BiasDown, e.mul(t.expert, s.dim));
     const int L = e.lanes();
     for (int j = 0; j < 2; ++j) {

@@ -24,23 +24,6 @@ struct WeightLayout {
 };
 
 struct Weights : PairExperts {
-  struct Part {
-    B source, product, weight, bias;
-    int64_t feature_rows, first_row;  // of `product`'s panels
-  };
-  Part piece(int i) const {
-    if (i == 0)
-      return {B::Dy, B::Activated, B::DDown, B::DBiasDown, s.hidden, 0};
-    const bool gate = i == 2;
-    return {B::X,
-            B::DHidden,
-            gate ? B::DGate : B::DUp,
-            gate ? B::DBiasGate : B::DBiasUp,
-            s.hidden_rows(),
-            gate ? s.hidden : 0};
-  }
-  int pieces() const { return gated ? 3 : 2; }
-
   // collect(src, perm, n, R): `width` channels of n rows, in pairs of rows, up
   // to a multiple of 32 rows.
   Fn collect(int64_t width) {
@@ -136,7 +119,7 @@ struct Weights : PairExperts {
   }
 
   void task(int which, V expert, V column) {
-    const Part p = piece(which);
+    const ExpertWeight p = expert_weight(s, which);
     const bool down = which == 0;
     const WeightLayout at(s);
     ExpertTask t = whole_expert(e, kCut, buffer(B::Offsets), expert);
@@ -218,11 +201,11 @@ struct Weights : PairExperts {
 
   void kernel() {
     const int64_t blocks = (s.dim + kColumns - 1) / kColumns;
-    V which = e.rem(e.task(), e.i(pieces()));
-    V rest = e.div(e.task(), e.i(pieces()));
+    V which = e.rem(e.task(), e.i(expert_weights(s)));
+    V rest = e.div(e.task(), e.i(expert_weights(s)));
     V column = e.mul(e.rem(rest, e.i(blocks)), kColumns);
     V expert = e.div(rest, e.i(blocks));
-    for (int i = 0; i < pieces(); ++i)
+    for (int i = 0; i < expert_weights(s); ++i)
       e.if_(e.eq(which, e.i(i)), [&] { task(i, expert, column); });
   }
 };
@@ -237,8 +220,8 @@ MoeLaunch moe_pair_weights(const MoeSpec& s) {
                B::Activated, B::SlotWeights, B::DUp,      B::DGate, B::DDown,
                B::DBiasUp,   B::DBiasGate,   B::DBiasDown};
   l.spec.key = moe_key("moe weights_grad", s);
-  l.spec.tasks = s.experts * ((s.dim + kColumns - 1) / kColumns) *
-                 (is_gated(s.activation) ? 3 : 2);
+  l.spec.tasks =
+      s.experts * ((s.dim + kColumns - 1) / kColumns) * expert_weights(s);
   l.spec.scratch_bytes = WeightLayout(s).end;
   l.spec.flops = product * rows;
   l.spec.bytes = 2.0 * (double(s.experts * s.dim) * rows +

@@ -25,7 +25,7 @@ case $area in
       models/moe/config_fields.cpp models/moe/config_print.cpp
       models/moe/hf_carried.cpp models/moe/hf_config.cpp
       models/moe/hf_config_write.cpp models/moe/hf_families.cpp support/*.cpp"
-    libraries="-lxxhash -lpthread"
+    libraries="-lfmt -lxxhash -lpthread"
     seeds="tests/models/golden/hf/mixtral/*"
     ;;
 esac
