@@ -16,8 +16,9 @@ void BenchTable::section(const std::string& title, const std::string& key) {
   if (json_) return;
   fmt::print("{}; one thread, shares of rates measured in the same run\n",
              title);
-  fmt::print("{:34} {:>10} {:>9} {:>6} {:>7} {:>8} {:>6} {:>8}\n", "", "us",
-             "GFLOP/s", "% peak", "GB/s", "% stream", "tasks", "us/task");
+  fmt::print("{:34} {:>10} {:>9} {:>6} {:>5} {:>8} {:>7} {:>8} {:>6} {:>8}\n",
+             "", "us", "GFLOP/s", "% peak", "GHz", "% cycles", "GB/s",
+             "% stream", "tasks", "us/task");
 }
 
 void BenchTable::add(const BenchRow& r) {
@@ -28,6 +29,8 @@ void BenchTable::add(const BenchRow& r) {
     if (r.peak) {
       row["gflops"] = r.flops / r.seconds / 1e9;
       row["peak_fraction"] = r.peak_share();
+      row["clock_ghz"] = r.cycles / r.seconds / 1e9;
+      row["cycle_fraction"] = r.cycle_share();
     }
     if (r.stream) {
       row["gb_per_s"] = r.bytes / r.seconds / 1e9;
@@ -41,11 +44,14 @@ void BenchTable::add(const BenchRow& r) {
   auto number = [](double v, int digits) {
     return v ? fmt::format("{:.{}f}", v, digits) : std::string();
   };
-  fmt::print("{:34} {:>10.1f} {:>9} {:>6} {:>7} {:>8} {:>6} {:>8.1f}\n", r.name,
-             us, r.peak ? number(r.flops / r.seconds / 1e9, 1) : "",
-             number(100 * r.peak_share(), 1),
-             r.stream ? number(r.bytes / r.seconds / 1e9, 1) : "",
-             number(100 * r.stream_share(), 1), r.tasks, task_us);
+  fmt::print(
+      "{:34} {:>10.1f} {:>9} {:>6} {:>5} {:>8} {:>7} {:>8} {:>6} {:>8.1f}\n",
+      r.name, us, r.peak ? number(r.flops / r.seconds / 1e9, 1) : "",
+      number(100 * r.peak_share(), 1),
+      r.peak ? number(r.cycles / r.seconds / 1e9, 2) : "",
+      number(100 * r.cycle_share(), 1),
+      r.stream ? number(r.bytes / r.seconds / 1e9, 1) : "",
+      number(100 * r.stream_share(), 1), r.tasks, task_us);
   std::fflush(stdout);
 }
 

@@ -19,7 +19,7 @@ struct Slice {
   KernelFn fn;
   std::byte* const* buffers;
   int64_t from, to;
-  double best = 1e9;
+  double seconds = 1e9, cycles = 1e18;  // the best of each
 };
 
 }  // namespace
@@ -61,31 +61,33 @@ BenchRow time_launches(KernelLibrary& lib, std::string name,
       }
     }
   // a run below a slice's length is repeated as a whole
-  const int repeat = int(kSlice / whole);
-  double spent = 0, best = 1e9;
+  const int repeat = std::max(1, int(kSlice / whole));
+  if (repeat > 1) slices.resize(1);
+  auto run = [&](const Slice& s) {
+    if (repeat == 1) return time(s);
+    double start = thread_seconds();
+    for (int r = 0; r < repeat; ++r)
+      for (size_t i = 0; i < launches.size(); ++i)
+        for (int64_t t = 0; t < launches[i].spec.tasks; ++t)
+          fns[i](launches[i].buffers.data(), t, scratch.data());
+    return (thread_seconds() - start) / repeat;
+  };
+  double spent = 0;
   for (int round = 0; round < 5 || spent < seconds; ++round) {
     if (round % 8 == 0)
       row.peak = std::max(row.peak, measure_flops(lib, bf16, 0.002));
-    if (repeat > 1) {
-      double start = thread_seconds();
-      for (int r = 0; r < repeat; ++r)
-        for (const Slice& s : slices)
-          for (int64_t t = s.from; t < s.to; ++t)
-            s.fn(s.buffers, t, scratch.data());
-      double took = thread_seconds() - start;
-      best = std::min(best, took / repeat), spent += took;
-      continue;
-    }
+    double before = core_clock();
     for (Slice& s : slices) {
-      double took = time(s);
-      s.best = std::min(s.best, took), spent += took;
+      const double took = run(s), after = core_clock();
+      s.seconds = std::min(s.seconds, took), spent += took * repeat;
+      // the faster of the two, so as to count no cycle too few
+      s.cycles = std::min(s.cycles, took * std::max(before, after));
+      before = after;
     }
   }
-  if (repeat <= 1) {
-    best = 0;
-    for (const Slice& s : slices) best += s.best;
-  }
-  row.seconds = best;
+  row.peak_per_cycle = measure_flops_per_cycle(lib, bf16);
+  for (const Slice& s : slices)
+    row.seconds += s.seconds, row.cycles += s.cycles;
   return row;
 }
 

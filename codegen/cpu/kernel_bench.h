@@ -23,18 +23,26 @@ struct BenchRow {
   std::string name;
   double seconds = 0;           // of one run on one thread
   double flops = 0, bytes = 0;  // of one run
-  double peak = 0;    // FLOP/s that the dtype has here; 0: not bound by it
+  double peak = 0;  // FLOP/s that the dtype has here; 0: not bound by it
+  double peak_per_cycle = 0;  // the same as FLOP a cycle
+  double cycles = 0;          // of one run; the core's clock varies
   double stream = 0;  // bytes/s of a stream of the same pattern; 0: none
   int64_t tasks = 0;
 
   double peak_share() const { return peak ? flops / seconds / peak : 0; }
+  // Share of the FLOP that the dtype has in as many cycles: what the code is
+  // worth, where a power limit lowers the clock under it.
+  double cycle_share() const {
+    return peak ? flops / cycles / peak_per_cycle : 0;
+  }
   double stream_share() const { return stream ? bytes / seconds / stream : 0; }
 };
 
 // Runs the launches in order, spending about `seconds`; CPU time of the
 // thread. Slices of a launch's tasks are timed apart and the best of each is
 // added up: other load on the machine rarely spares a whole run. The peak is
-// measured in between. Sets seconds, flops, bytes, peak and tasks.
+// measured in between, the clock before and after each slice. Sets all but
+// stream.
 BenchRow time_launches(KernelLibrary&, std::string name,
                        std::span<const BoundLaunch>, bool bf16, double seconds);
 

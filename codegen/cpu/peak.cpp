@@ -94,9 +94,10 @@ KernelSpec stream_kernel(const Target& t, bool copy) {
           .bytes = double(kStreamBytes) * (copy ? 2 : 1)};
 }
 
-// Best units per second over slices that add up to `seconds`.
-double best_rate(KernelFn fn, std::byte* const* buffers, double units,
-                 double seconds) {
+// Best of rate(seconds a run took) over runs that add up to `seconds`.
+template <class Rate>
+double best_rate(KernelFn fn, std::byte* const* buffers, double seconds,
+                 const Rate& rate) {
   alignas(64) std::byte scratch[64];
   double best = 0, spent = 0;
   for (int round = 0; round < 3 || spent < seconds; ++round) {
@@ -104,7 +105,7 @@ double best_rate(KernelFn fn, std::byte* const* buffers, double units,
     fn(buffers, 0, scratch);
     double took = thread_seconds() - start;
     spent += took;
-    if (took > 0) best = std::max(best, units / took);
+    if (took > 0) best = std::max(best, rate(took));
   }
   return best;
 }
@@ -128,27 +129,63 @@ double thread_seconds() {
   return double(t.tv_sec) + 1e-9 * double(t.tv_nsec);
 }
 
+double core_clock() {
+  constexpr int kSteps = 1024, kLatency = 3;
+  double best = 1e9;
+  // an interrupt only ever makes a try longer
+  for (int trial = 0; trial < 5; ++trial) {
+    auto start = std::chrono::steady_clock::now();
+    volatile uint64_t sink = 3;
+    uint64_t x = sink;
+    for (int k = 0; k < kSteps; ++k) x *= x;
+    sink = x;
+    std::chrono::duration<double> took =
+        std::chrono::steady_clock::now() - start;
+    best = std::min(best, took.count());
+  }
+  return kSteps * kLatency / best;
+}
+
 namespace {
 
-double kernel_flops(KernelLibrary& lib, const KernelSpec& spec,
-                    double seconds) {
+KernelSpec peak_kernel(const Target& t, bool bf16) {
+  return bf16 && t.amx_bf16 ? tile_kernel() : fma_kernel(t, bf16 && t.bf16_dot);
+}
+
+// Best of `rate(took)` over runs that add up to `seconds`.
+template <class Rate>
+double best_kernel_rate(KernelLibrary& lib, const KernelSpec& spec,
+                        double seconds, const Rate& rate) {
   KernelFn fn = lib.get(spec);
   // all elements normal, and small enough never to overflow
   alignas(64) float in[64], out[16];
   for (int k = 0; k < 64; ++k) in[k] = 1e-3f * float(k + 1);
   std::byte* buffers[] = {reinterpret_cast<std::byte*>(in),
                           reinterpret_cast<std::byte*>(out)};
-  return best_rate(fn, buffers, spec.flops, seconds);
+  return best_rate(fn, buffers, seconds, rate);
+}
+
+double kernel_flops(KernelLibrary& lib, const KernelSpec& spec,
+                    double seconds) {
+  return best_kernel_rate(lib, spec, seconds,
+                          [&](double took) { return spec.flops / took; });
 }
 
 }  // namespace
 
 double measure_flops(KernelLibrary& lib, bool bf16, double seconds) {
-  const Target& t = lib.target();
-  return kernel_flops(
-      lib,
-      bf16 && t.amx_bf16 ? tile_kernel() : fma_kernel(t, bf16 && t.bf16_dot),
-      seconds);
+  return kernel_flops(lib, peak_kernel(lib.target(), bf16), seconds);
+}
+
+double measure_flops_per_cycle(KernelLibrary& lib, bool bf16) {
+  const KernelSpec spec = peak_kernel(lib.target(), bf16);
+  double before = core_clock();
+  return best_kernel_rate(lib, spec, 0.005, [&](double took) {
+    double after = core_clock();
+    double clock = std::max(before, after);
+    before = after;
+    return spec.flops / took / clock;
+  });
 }
 
 Peak measure_peak(KernelLibrary& lib, double seconds) {
@@ -163,7 +200,8 @@ Peak measure_peak(KernelLibrary& lib, double seconds) {
   for (bool copy : {false, true}) {
     KernelSpec spec = stream_kernel(lib.target(), copy);
     (copy ? p.copy : p.read) =
-        best_rate(lib.get(spec), buffers, spec.bytes, seconds);
+        best_rate(lib.get(spec), buffers, seconds,
+                  [&](double took) { return spec.bytes / took; });
   }
   return p;
 }

@@ -27,11 +27,20 @@ Peak measure_peak(KernelLibrary&, double seconds = 0.05);
 // with what is compared with it.
 double measure_flops(KernelLibrary&, bool bf16, double seconds = 0.005);
 
+// The same per cycle of the core.
+double measure_flops_per_cycle(KernelLibrary&, bool bf16);
+
 // Bytes/s at which all threads of the pool together read `data`, in the order
 // of kernels that stream weights; the best of some rounds of wall time.
 double measure_read(KernelLibrary&, ThreadPool&, std::span<std::byte> data);
 
 // CPU time of this thread in seconds.
 double thread_seconds();
+
+// Cycles/s of this core at this moment, from a few microseconds of dependent
+// multiplications (3 cycles each on every x86-64 since Nehalem and Zen). A core
+// under a power limit is slower the more its kernel moves, so that a rate of
+// another moment is no measure for it.
+double core_clock();
 
 }  // namespace moec
