@@ -65,19 +65,22 @@ void add_train(CLI::App& bench) {
 void run_peak(bool json) {
   KernelLibrary library(host_target());
   Peak p = measure_peak(library);
-  nlohmann::ordered_json j = {{"f32_gflops", p.f32 / 1e9},
-                              {"bf16_gflops", p.bf16 / 1e9},
-                              {"bf16_dot_gflops", p.bf16_dot / 1e9},
-                              {"bf16_tile_gflops", p.bf16_tile / 1e9},
-                              {"read_gb_per_s", p.read / 1e9},
-                              {"copy_gb_per_s", p.copy / 1e9}};
+  nlohmann::ordered_json j = {
+      {"f32_gflops", p.f32 / 1e9},
+      {"bf16_gflops", p.bf16 / 1e9},
+      {"bf16_dot_gflops", p.bf16_dot / 1e9},
+      {"bf16_tile_gflops", p.bf16_tile / 1e9},
+      {"f32_flop_per_cycle", measure_flops_per_cycle(library, false)},
+      {"bf16_flop_per_cycle", measure_flops_per_cycle(library, true)},
+      {"read_gb_per_s", p.read / 1e9},
+      {"copy_gb_per_s", p.copy / 1e9}};
   if (json) {
     fmt::print("{}\n", j.dump());
     return;
   }
   fmt::print("one thread\n");
   for (auto& [key, value] : j.items())
-    fmt::print("{:16} {:.1f}\n", key, double(value));
+    fmt::print("{:20} {:.1f}\n", key, double(value));
 }
 
 void add_peak(CLI::App& bench) {
