@@ -130,10 +130,10 @@ double thread_seconds() {
 }
 
 double core_clock() {
-  constexpr int kSteps = 1024, kLatency = 3;
+  constexpr int kSteps = 4096, kLatency = 3;
   double best = 1e9;
   // an interrupt only ever makes a try longer
-  for (int trial = 0; trial < 5; ++trial) {
+  for (int trial = 0; trial < 3; ++trial) {
     auto start = std::chrono::steady_clock::now();
     volatile uint64_t sink = 3;
     uint64_t x = sink;

@@ -37,7 +37,7 @@ double measure_read(KernelLibrary&, ThreadPool&, std::span<std::byte> data);
 // CPU time of this thread in seconds.
 double thread_seconds();
 
-// Cycles/s of this core at this moment, from a few microseconds of dependent
+// Cycles/s of this core at this moment, from ten microseconds of dependent
 // multiplications (3 cycles each on every x86-64 since Nehalem and Zen). A core
 // under a power limit is slower the more its kernel moves, so that a rate of
 // another moment is no measure for it.
