@@ -226,8 +226,10 @@ class Emit {
   V tanh(V);
   V sigmoid(V);
   V erf(V);
-  V silu(V);      // x * sigmoid(x)
-  V gelu(V);      // tanh form
+  V silu(V);        // x * sigmoid(x)
+  V silu_slope(V);  // its derivative
+  V gelu(V);        // tanh form
+  V gelu_slope(V);
   V softplus(V);  // log(1 + exp(x))
   V sin(V);       // |x| up to 1e5 or so
   V cos(V);

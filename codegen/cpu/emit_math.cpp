@@ -73,18 +73,50 @@ V Emit::expm1(V x) {
   return mul(fma(s, m, sub(s, f(0.5))), f(2));
 }
 
-V Emit::sigmoid(V x) {
+namespace {
+
+struct Logistic {
+  V value, rest;  // sigmoid(x), sigmoid(-x): neither loses digits
+};
+
+Logistic logistic(Emit& e, V x) {
   // bounded so that the reciprocal stays a normal number
-  return div(f(1), add(f(1), exp_bounded(*this, min(f(87.3), neg(x)))));
+  V t = exp_bounded(e, e.min(e.f(87.3), e.neg(x)));
+  V value = e.div(e.f(1), e.add(e.f(1), t));
+  return {value, e.mul(t, value)};
 }
+
+// gelu(x) = x sigmoid(z), z = x (kGelu + kGelu3 x^2)
+constexpr double kGelu = 1.5957691216057308, kGelu3 = 0.044715 * kGelu;
+
+Logistic gelu_logistic(Emit& e, V x, V square) {
+  return logistic(e, e.mul(x, e.fma(square, e.f(kGelu3), e.f(kGelu))));
+}
+
+V clamp(Emit& e, V x, double limit) {
+  return e.max(e.f(-limit), e.min(e.f(limit), x));
+}
+
+}  // namespace
+
+V Emit::sigmoid(V x) { return logistic(*this, x).value; }
 
 V Emit::silu(V x) { return mul(x, sigmoid(x)); }
 
-V Emit::gelu(V x) {
-  V x2 = mul(x, x);
-  V z =
-      mul(x, fma(x2, f(0.044715 * 1.5957691216057308), f(1.5957691216057308)));
-  return mul(x, sigmoid(z));
+V Emit::silu_slope(V x) {
+  x = clamp(*this, x, 87);  // further out it is 0 or 1
+  auto [s, rest] = logistic(*this, x);
+  return mul(s, fma(x, rest, f(1)));
+}
+
+V Emit::gelu(V x) { return mul(x, gelu_logistic(*this, x, mul(x, x)).value); }
+
+V Emit::gelu_slope(V x) {
+  x = clamp(*this, x, 10);  // further out it is 0 or 1
+  V square = mul(x, x);
+  auto [s, rest] = gelu_logistic(*this, x, square);
+  V slope = fma(square, f(3 * kGelu3), f(kGelu));
+  return mul(s, fma(mul(x, rest), slope, f(1)));
 }
 
 V Emit::log(V x) {

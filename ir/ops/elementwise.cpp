@@ -94,26 +94,24 @@ Value sigmoid_slope(Builder& b, Value, Value y) {
   return b.mul(y, b.add(b.neg(y), 1.0));
 }
 
-// d silu = s + x s (1 - s), s = sigmoid(x)
-Value silu_slope(Builder& b, Value x, Value) {
-  Value s = b.op(Op::Sigmoid, {x});
-  return b.mul(s, b.add(b.mul(x, b.add(b.neg(s), 1.0)), 1.0));
-}
-
 constexpr double kGeluScale = 0.7978845608028654;  // sqrt(2 / pi)
 constexpr double kGeluCubic = 0.044715;
 
+// d silu = s + x s (1 - s), s = sigmoid(x)
+Values decompose_silu_slope(Builder& b, Node& n) {
+  Value x = n.operand(0), s = b.op(Op::Sigmoid, {x});
+  return {b.mul(s, b.add(b.mul(x, b.add(b.neg(s), 1.0)), 1.0))};
+}
+
 // gelu(x) = x s with s = sigmoid(2 u), u = kGeluScale (x + kGeluCubic x^3), so
 // its slope is s + x s (1 - s) 2 u'.
-Value gelu_slope(Builder& b, Value x, Value) {
-  Value square = b.mul(x, x);
-  Value inner = b.mul(
-      x, b.add(b.mul(square, 2 * kGeluScale * kGeluCubic), 2 * kGeluScale));
-  Value s = b.op(Op::Sigmoid, {inner});
-  Value slope =
-      b.add(b.mul(square, 6 * kGeluScale * kGeluCubic), 2 * kGeluScale);
+Values decompose_gelu_slope(Builder& b, Node& n) {
+  Value x = n.operand(0), square = b.mul(x, x);
+  Value cubic = b.mul(x, b.add(b.mul(square, kGeluCubic), 1.0));
+  Value u = b.mul(cubic, kGeluScale), s = b.op(Op::Sigmoid, {b.add(u, u)});
+  Value slope = b.mul(b.add(b.mul(square, 6 * kGeluCubic), 2.0), kGeluScale);
   Value rest = b.mul(b.mul(x, b.add(b.neg(s), 1.0)), slope);
-  return b.mul(s, b.add(rest, 1.0));
+  return {b.mul(s, b.add(rest, 1.0))};
 }
 
 // dy where a wins, the rest to b; ties go to a.
@@ -144,28 +142,7 @@ Values vjp_div(Builder& b, Node& n, Gradients dy) {
       [&] { return b.neg(b.mul(dy[0], b.div(n.result(), y))); });
 }
 
-Values vjp_cast(Builder& b, Node& n, Gradients dy) {
-  if (!wants_grad(n.operand(0))) return {Value{}};
-  return {b.cast(dy[0], n.operand(0).type().dtype)};
-}
-
-// ---- cast, compare, select -------------------------------------------------
-
-// To an integer: towards zero, saturating, NaN to 0. To bool: x != 0.
-void eval_cast(const EvalArgs& a) {
-  DType from = a.in[0]->type.dtype, to = a.out[0].type.dtype;
-  a.out[0].data = a.in[0]->data;
-  if (to == DType::Bool) {
-    for (double& x : a.out[0].data) x = x != 0;
-  } else if (is_int(to) && is_float(from)) {
-    double lo = to == DType::U32 ? 0 : to == DType::I32 ? -0x1p31 : -0x1p63;
-    double hi = to == DType::U32   ? 0x1p32 - 1
-                : to == DType::I32 ? 0x1p31 - 1
-                                   : 0x1p63 - 1024;
-    for (double& x : a.out[0].data)
-      x = std::isnan(x) ? 0 : std::trunc(std::min(std::max(x, lo), hi));
-  }
-}
+// ---- compare ---------------------------------------------------------------
 
 Types infer_compare(const InferArgs& a) {
   expect_dtype_of(a, 1, 0);
@@ -186,49 +163,6 @@ void eval_compare(const EvalArgs& a) {
   loop_binary(a, std::not_equal_to<>());
 }
 
-Types infer_select(const InferArgs& a) {
-  expect_dtype(a, 0, DType::Bool);
-  expect_dtype_of(a, 2, 1);
-  Type ab{a.in[1].dtype, broadcast_dims("select", a.in[1], a.in[2])};
-  return {Type{ab.dtype, broadcast_dims("select", a.in[0], ab)}};
-}
-
-void eval_select(const EvalArgs& a) {
-  const Dims& dims = a.out[0].type.dims;
-  double* out = a.out[0].data.data();
-  // First b everywhere, then a where the predicate holds.
-  for (int source : {2, 1}) {
-    Dims s = broadcast_strides(a.in[source]->type, dims);
-    Dims sp = broadcast_strides(a.in[0]->type, dims);
-    i64 step = dims.empty() ? 0 : s.back(), ps = dims.empty() ? 0 : sp.back();
-    std::vector<i64> rows;
-    for_each_row(dims, sp, [&](i64, i64 in, i64) { rows.push_back(in); });
-    size_t row = 0;
-    for_each_row(dims, s, [&](i64 o, i64 in, i64 run) {
-      const double* x = a.in[source]->data.data() + in;
-      const double* p = a.in[0]->data.data() + rows[row++];
-      for (i64 i = 0; i < run; ++i)
-        if (source == 2 || p[i * ps] != 0) out[o + i] = x[i * step];
-    });
-  }
-}
-
-Values vjp_select(Builder& b, Node& n, Gradients dy) {
-  Value p = n.operand(0), zero = b.scalar(0, dy[0].type().dtype);
-  Values g(3);
-  if (wants_grad(n.operand(1)))
-    g[1] = b.sum_to(b.select(p, dy[0], zero), n.operand(1).type().dims);
-  if (wants_grad(n.operand(2)))
-    g[2] = b.sum_to(b.select(p, zero, dy[0]), n.operand(2).type().dims);
-  return g;
-}
-
-Types infer_cast(const InferArgs& a) {
-  return {Type{a.node.dtype("dtype"), a.in[0].dims}};
-}
-
-const AttrDef kCastAttrs[] = {
-    required("dtype", AttrKind::DType, "element type of the result")};
 const AttrDef kCompareAttrs[] = {
     required("direction", AttrKind::String,
              "\"lt\" \"le\" \"gt\" \"ge\" \"eq\" \"ne\"")};
@@ -250,6 +184,16 @@ OpDef unary(std::string_view name, std::string_view summary, Eval eval, Vjp vjp,
           .infer = infer,
           .vjp = vjp,
           .eval = eval};
+}
+
+// The derivative of an activation: one op, so that an unfused gradient is one
+// pass, whose own gradient is that of its formula.
+OpDef derivative(std::string_view name, std::string_view summary, Eval eval,
+                 Values (*formula)(Builder&, Node&)) {
+  OpDef d = unary(name, summary, eval, nullptr);
+  d.traits = kElementwise;
+  d.decompose = formula;
+  return d;
 }
 
 OpDef binary(std::string_view name, std::string_view summary, Eval eval,
@@ -365,7 +309,16 @@ const OpDef kRelu = unary(
 
 const OpDef kSilu = unary("silu", "x sigmoid(x).",
                           eval_unary<[](double x) { return x * sigmoid(x); }>,
-                          vjp_unary<silu_slope>);
+                          vjp_unary<[](Builder& b, Value x, Value) {
+                            return b.op(Op::SiluSlope, {x});
+                          }>);
+
+const OpDef kSiluSlope = derivative(
+    "silu_slope", "The derivative of silu at x.", eval_unary<[](double x) {
+      double s = sigmoid(x);
+      return s * (1 + x * (1 - s));
+    }>,
+    decompose_silu_slope);
 
 const OpDef kGelu =
     unary("gelu", "x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).",
@@ -373,7 +326,18 @@ const OpDef kGelu =
             double u = kGeluScale * (x + kGeluCubic * x * x * x);
             return x * sigmoid(2 * u);
           }>,
-          vjp_unary<gelu_slope>);
+          vjp_unary<[](Builder& b, Value x, Value) {
+            return b.op(Op::GeluSlope, {x});
+          }>);
+
+const OpDef kGeluSlope = derivative(
+    "gelu_slope", "The derivative of gelu at x.", eval_unary<[](double x) {
+      double u = kGeluScale * (x + kGeluCubic * x * x * x);
+      double s = sigmoid(2 * u);
+      double slope = kGeluScale * (1 + 3 * kGeluCubic * x * x);
+      return s * (1 + x * (1 - s) * 2 * slope);
+    }>,
+    decompose_gelu_slope);
 
 const OpDef kSoftplus =
     unary("softplus", "log(1 + e^x).", eval_unary<[](double x) {
@@ -397,21 +361,6 @@ const OpDef kCos = unary("cos", "Cosine of an angle in radians.",
 const OpDef kNot = unary("not", "Logical not.",
                          eval_unary<[](double x) -> double { return x == 0; }>,
                          nullptr, infer_unary<Accepts::Bool>);
-
-const OpDef kCast = {
-    .name = "cast",
-    .summary =
-        "Converts the element type: to nearest even; to an integer "
-        "towards zero, saturating, NaN to 0; to bool x != 0.",
-    .min_inputs = 1,
-    .max_inputs = 1,
-    .traits = kElementwise,
-    .attrs = kCastAttrs,
-    .operand_names = {"x"},
-    .infer = infer_cast,
-    .vjp = vjp_cast,
-    .eval = eval_cast,
-};
 
 const OpDef kAdd = binary(
     "add", "a + b.", eval_binary<[](double x, double y) { return x + y; }>,
@@ -480,18 +429,6 @@ const OpDef kCompare = {
     .operand_names = {"a", "b"},
     .infer = infer_compare,
     .eval = eval_compare,
-};
-
-const OpDef kSelect = {
-    .name = "select",
-    .summary = "a where pred holds, else b.",
-    .min_inputs = 3,
-    .max_inputs = 3,
-    .traits = kElementwise,
-    .operand_names = {"pred", "a", "b"},
-    .infer = infer_select,
-    .vjp = vjp_select,
-    .eval = eval_select,
 };
 
 }  // namespace moec::ops

@@ -31,6 +31,12 @@ double softplus(double x) {
 }
 double rsqrt(double x) { return 1 / std::sqrt(x); }
 double silu(double x) { return x * sigmoid(x); }
+double silu_slope(double x) { return sigmoid(x) * (1 + x * sigmoid(-x)); }
+double gelu_slope(double x) {
+  double c = std::sqrt(2 / M_PI);
+  double t = std::tanh(c * (x + 0.044715 * x * x * x));
+  return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * c * (1 + 3 * 0.044715 * x * x);
+}
 double round_even(double x) { return std::nearbyint(x); }
 
 const Function kFunctions[] = {
@@ -45,7 +51,9 @@ const Function kFunctions[] = {
     {"erf", &Emit::erf, std::erf, -6, 6, 8, 0},
     {"sigmoid", &Emit::sigmoid, sigmoid, -80, 80, 3, 0},
     {"silu", &Emit::silu, silu, -50, 50, 4, 0},
+    {"silu_slope", &Emit::silu_slope, silu_slope, -90, 90, 4, 2e-7},
     {"gelu", &Emit::gelu, gelu, -10, 10, 8, 3e-7},
+    {"gelu_slope", &Emit::gelu_slope, gelu_slope, -20, 20, 4, 3e-7},
     {"softplus", &Emit::softplus, softplus, -40, 90, 4, 0},
     {"sin", &Emit::sin, std::sin, -1000, 1000, 3, 1e-7},
     {"cos", &Emit::cos, std::cos, -1000, 1000, 3, 1e-7},

@@ -111,8 +111,9 @@ TEST_CASE("a decomposition means the same as its op") {
     auto in = random_inputs(c);
     auto want = interpret(*fused, in, Precision::F64);
     auto got = interpret(*plain, in, Precision::F64);
+    // its constants are attributes, and so f32
     for (size_t i = 0; i < want.size(); ++i)
-      CHECK(difference(got[i], want[i], 1e-9) == "");
+      CHECK(difference(got[i], want[i], 2e-8) == "");
     compared += d.eval != nullptr;
   }
   CHECK(compared > 20);

@@ -45,14 +45,16 @@ void add_elementwise_cases(std::vector<OpCase>& all) {
                                     {Op::Sigmoid, -8, 8},
                                     {Op::Relu, -2, 2},
                                     {Op::Silu, -8, 8},
+                                    {Op::SiluSlope, -8, 8},
                                     {Op::Gelu, -5, 5},
+                                    {Op::GeluSlope, -5, 5},
                                     {Op::Softplus, -9, 9},
                                     {Op::Sin, -7, 7},
                                     {Op::Cos, -7, 7}})
     all.push_back(row(std::string(op_name(op)), op, {f32(d, low, high)}));
   // Far from 0, where careless formulas overflow.
-  for (Op op : {Op::Tanh, Op::Sigmoid, Op::Silu, Op::Gelu, Op::Softplus,
-                Op::Erf, Op::Exp})
+  for (Op op : {Op::Tanh, Op::Sigmoid, Op::Silu, Op::SiluSlope, Op::Gelu,
+                Op::GeluSlope, Op::Softplus, Op::Erf, Op::Exp})
     all.push_back(constant_row(std::string(op_name(op)) + "/far", op,
                                {f32({64}, -90, op == Op::Exp ? 80 : 90)}));
   all.push_back(constant_row("sign", Op::Sign, {f32(d)}));
