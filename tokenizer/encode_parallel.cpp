@@ -13,7 +13,8 @@
 namespace moec::bpe {
 namespace {
 
-constexpr size_t kRange = size_t(1) << 18;
+// Its ids leave room in the second-level cache for the tables.
+constexpr size_t kRange = size_t(1) << 16;
 
 }  // namespace
 

@@ -23,7 +23,9 @@ std::span<const uint32_t> Encoder::encode_range(const uint8_t* p,
   if (model_.splitter.scan() == Scan::Units) return encode_units(p, stop);
   Key keys[kBatch];
   uint64_t hashes[kBatch];
-  size_t used = 0;
+  cache_.begin();
+  const uint8_t* begin = p;
+  uint32_t* out = staged_.data();
   while (p < stop) {
     size_t n = model_.splitter.split(p, stop, end, ends_, kBatch);
     if (n == 0) break;
@@ -35,9 +37,13 @@ std::span<const uint32_t> Encoder::encode_range(const uint8_t* p,
           "{}",
           last, kLongestPiece);
     // No piece has more ids than bytes; emit() writes 4 at once.
-    size_t need = used + ends_[n - 1] + 4;
-    if (staged_.size() < need) staged_.resize(std::max(need, need * 3 / 2));
-    uint32_t* out = staged_.data() + used;
+    size_t need = size_t(p - begin) + ends_[n - 1] + 4;
+    if (staged_.size() < need) {
+      out = cache_.settle(out);
+      size_t used = size_t(out - staged_.data());
+      staged_.resize(std::max(need, need * 3 / 2));
+      out = staged_.data() + used;
+    }
     // Pieces whose 16 bytes may be read.
     size_t safe = n;
     while (safe > 0 && end - p - (safe > 1 ? ends_[safe - 2] : 0) < 16) --safe;
@@ -64,10 +70,9 @@ std::span<const uint32_t> Encoder::encode_range(const uint8_t* p,
         out = cache_.emit_long(p + at, length, hashes[i], out);
       at = ends_[i];
     }
-    used = size_t(out - staged_.data());
     p += ends_[n - 1];
   }
-  return {staged_.data(), used};
+  return {staged_.data(), cache_.settle(out)};
 }
 
 std::span<const uint32_t> Encoder::encode_units(const uint8_t* begin,

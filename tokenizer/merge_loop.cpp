@@ -86,8 +86,8 @@ class PairIndex {
     while (slots_[i].key != kEmpty) i = (i + 1) & mask_;
     slots_[i] = s;
   }
-  std::vector<Slot> slots_ = std::vector<Slot>(1 << 17);
-  size_t mask_ = (1 << 17) - 1, used_ = 0;
+  std::vector<Slot> slots_ = std::vector<Slot>(1 << 12);
+  size_t mask_ = (1 << 12) - 1, used_ = 0;
 };
 
 // What one thread finds on one side of a merge's places.

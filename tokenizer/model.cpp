@@ -1,50 +1,10 @@
 #include "tokenizer/model.h"
 
 #include <algorithm>
-#include <bit>
 
 #include "tokenizer/utf8.h"
 
 namespace moec::bpe {
-
-PairTable::PairTable(size_t expected)
-    : places_(std::bit_ceil(expected * 2 + 8)),
-      bits_(places_.size() / 8),
-      mask_(places_.size() - 1),
-      bit_mask_(bits_.size() * 64 - 1) {
-  merges_.reserve(expected + 1);
-}
-
-PairTable::PairTable(const std::vector<Merge>& merges)
-    : PairTable(merges.size()) {
-  for (size_t rank = 0; rank < merges.size(); ++rank) {
-    const Merge& m = merges[rank];
-    insert(m.left, m.right, uint32_t(rank), m.result);
-  }
-}
-
-void PairTable::place(uint32_t merge) {
-  uint32_t left = merges_[merge].left, right = merges_[merge].right;
-  if ((left | right) < 256) low_[left << 8 | right] = merge;
-  uint64_t h = hash(left, right);
-  size_t bit = h >> 40 & bit_mask_;
-  bits_[bit / 64] |= uint64_t(1) << bit % 64;
-  size_t i = h >> 32 & mask_;
-  while (places_[i]) i = (i + 1) & mask_;
-  places_[i] = merge;
-}
-
-void PairTable::insert(uint32_t left, uint32_t right, uint32_t rank,
-                       uint32_t id) {
-  merges_.push_back({left, right, rank, id});
-  if (merges_.size() * 2 > places_.size()) {
-    PairTable larger(merges_.size() * 2);
-    larger.merges_.swap(merges_);
-    for (uint32_t i = 1; i + 1 < larger.merges_.size(); ++i) larger.place(i);
-    *this = std::move(larger);
-  }
-  place(uint32_t(merges_.size() - 1));
-}
 
 ByteIds byte_ids(const Vocabulary& v) {
   ByteIds ids;

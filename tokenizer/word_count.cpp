@@ -145,8 +145,8 @@ class Counter {
     }
   }
 
-  HugeArray<Short> short_{size_t(1) << 16};
-  size_t mask_ = (size_t(1) << 16) - 1, used_ = 0, long_used_ = 0;
+  HugeArray<Short> short_{size_t(1) << 12};
+  size_t mask_ = (size_t(1) << 12) - 1, used_ = 0, long_used_ = 0;
   std::vector<Long> long_ = std::vector<Long>(1 << 10);
   std::string texts_;
   uint32_t ends_[kBatch + Splitter::kSlack];

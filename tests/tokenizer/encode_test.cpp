@@ -74,33 +74,89 @@ TEST_CASE("both ways to merge a short piece do the same") {
   auto t = trained("gpt4", 3000);
   bpe::Model model(t.vocabulary());
   std::mt19937 random(5);
-  for (int round = 0; round < 3000; ++round) {
-    size_t n = 1 + size_t(round) % bpe::kShortMerge;
+  for (int round = 0; round < 200; ++round) {
     // Ids as they come up in the middle of merging too, and runs of one.
     uint32_t below = round % 3 ? 3000 : 300, run = random() % below;
-    Ids a(n), b;
-    for (auto& id : a) id = random() % 4 ? random() % below : run;
+    std::vector<Ids> a(size_t(round) % 40), b;
+    for (Ids& ids : a) {
+      ids.resize(1 + random() % bpe::kShortMerge);
+      for (auto& id : ids) id = random() % 4 ? random() % below : run;
+    }
     b = a;
-    a.resize(bpe::merge_short_scalar(model.pairs, a.data(), n));
-    b.resize(bpe::merge_short_avx512(model.pairs, b.data(), n));
+    auto merge = [&](auto* function, std::vector<Ids>& all) {
+      std::vector<bpe::ShortIds> pieces;
+      for (Ids& ids : all) pieces.push_back({ids.data(), uint32_t(ids.size())});
+      function(model.pairs, pieces);
+      for (size_t i = 0; i < all.size(); ++i) all[i].resize(pieces[i].count);
+    };
+    merge(bpe::merge_short_scalar, a);
+    merge(bpe::merge_short_avx512, b);
     REQUIRE(a == b);
   }
+}
+
+TEST_CASE("a pair is found among many, with full buckets too") {
+  // A bucket has 16 places; ids in steps bring some to fill up.
+  std::vector<bpe::Merge> merges;
+  for (uint32_t i = 0; i < 60000; ++i)
+    merges.push_back({i % 300, i / 300 * 4096, i + 7});
+  bpe::PairTable table(merges), grown(size_t(0));
+  for (uint32_t i = 0; i < merges.size(); ++i)
+    grown.insert(merges[i].left, merges[i].right, i, i + 7);
+  for (const bpe::PairTable* t : {&table, &grown})
+    for (uint32_t i = 0; i < merges.size(); ++i) {
+      auto [left, right, result] = merges[i];
+      REQUIRE(t->find(left, right) == (uint64_t(i) << 32 | result));
+      REQUIRE(t->find_low(left, right) == (uint64_t(i) << 32 | result));
+      REQUIRE(t->find(left, right + 1) == bpe::kNoMerge);
+      REQUIRE(t->find(left + 300, right) == bpe::kNoMerge);
+      REQUIRE(t->find(bpe::kNone, right) == bpe::kNoMerge);
+    }
 }
 
 TEST_CASE("a full cache starts over") {
   auto t = trained();
   bpe::Model model(t.vocabulary());
   bpe::PieceCache cache(model, 64);
-  for (int round = 0; round < 3; ++round)
-    for (int i = 0; i < 500; ++i) {
-      std::string text = std::to_string(i * 7919) + (i % 3 ? "" : "aaaaaaaaaa");
-      uint32_t out[64];
-      auto p = reinterpret_cast<const uint8_t*>(text.data());
-      uint32_t* end = cache.emit_end(p, text.size(), out);
+  for (int run : {1, 2, 7, 33, 500}) {
+    // Pieces that come again while they wait, and some in between that do not.
+    std::string all;
+    std::vector<std::string> texts;
+    for (int i = 0; i < 1500; ++i) {
+      int what = i % 5 == 4 ? i / 40 : i / 2;
+      texts.push_back(std::to_string(what * 7919) +
+                      std::string(i % 3 ? 0 : size_t(i % 90), 'a'));
+    }
+    uint32_t out[500 * 100];
+    for (size_t i = 0; i < texts.size();) {
       Ids expected;
-      bpe::merge_piece(model, p, text.size(), expected);
+      cache.begin();
+      uint32_t* end = out;
+      for (int k = 0; k < run && i < texts.size(); ++k, ++i) {
+        auto p = reinterpret_cast<const uint8_t*>(texts[i].data());
+        end = cache.emit_end(p, texts[i].size(), end);
+        Ids one;
+        bpe::merge_piece(model, p, texts[i].size(), one);
+        expected.insert(expected.end(), one.begin(), one.end());
+      }
+      end = cache.settle(end);
       REQUIRE(Ids(out, end) == expected);
     }
+  }
+}
+
+TEST_CASE("after an error the same tokenizer encodes as before") {
+  auto v = trained().vocabulary();
+  std::erase_if(v.merges, [&](const bpe::Merge& m) {
+    return v.tokens[m.result].find('q') != std::string::npos;
+  });
+  for (std::string& s : v.tokens)
+    if (s.find('q') != std::string::npos) s.clear();
+  auto t = Tokenizer::from(v, "test");
+  std::string text = "hello wonderful world of words";
+  CHECK_THROWS_AS(t.encode(text + " and q"), UserError);
+  CHECK(t.encode(text) == reference_encode(v, text));
+  CHECK(t.encode(text + text) == reference_encode(v, text + text));
 }
 
 TEST_CASE("a long text gives the same ids on 1 to 8 threads") {

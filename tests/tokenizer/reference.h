@@ -62,12 +62,18 @@ inline Pairs reference_train(const std::string& text, const std::string& regex,
       for (size_t i = 0; i + 1 < ids.size(); ++i)
         if (counts[{ids[i], ids[i + 1]}]++ == 0)
           met.push_back({ids[i], ids[i + 1]});
-    if (!first) std::sort(met.begin(), met.end());
     if (met.empty()) break;
-    auto best = *std::max_element(
-        met.begin(), met.end(),
-        [&](auto& a, auto& b) { return counts[a] < counts[b]; });
-    if (counts[best] < min_count) break;
+    // The first of the greatest: as met in the text, or by ids.
+    std::pair<uint32_t, uint32_t> best;
+    uint64_t most = 0;
+    auto look = [&](auto& pair, uint64_t count) {
+      if (count > most) best = pair, most = count;
+    };
+    if (first)
+      for (auto& pair : met) look(pair, counts[pair]);
+    else
+      for (auto& [pair, count] : counts) look(pair, count);
+    if (most < min_count) break;
     for (Ids& ids : pieces)
       ids = replace_pair(ids, best, uint32_t(256 + merges.size()));
     merges.push_back(best);
