@@ -8,6 +8,7 @@
 #include <llvm/IR/Module.h>
 #include <llvm/IR/Verifier.h>
 #include <llvm/MC/TargetRegistry.h>
+#include <llvm/Object/ELFObjectFile.h>
 #include <llvm/Support/SmallVectorMemoryBuffer.h>
 #include <llvm/Support/TargetSelect.h>
 #include <llvm/Support/raw_ostream.h>
@@ -96,13 +97,28 @@ SmallVector<char, 0> codegen(Module& m, TargetMachine& tm,
   return out;
 }
 
+// All functions of a kernel's object, of which `symbol` lies at `address`, into
 // /tmp/perf-PID.map, which `perf report` reads by itself.
-void write_perf_map(const std::string& symbol, uint64_t address,
-                    uint64_t bytes) {
+void write_perf_map(const std::string& object, const std::string& symbol,
+                    uint64_t address) {
+  auto buffer = MemoryBuffer::getMemBuffer(object, symbol, false);
+  auto file = take(object::ObjectFile::createELFObjectFile(*buffer), "object");
+  struct Function {
+    std::string name;
+    uint64_t at, bytes;
+  };
+  std::vector<Function> functions;
+  uint64_t start = 0;
+  for (const object::ELFSymbolRef s : file->symbols()) {
+    if (take(s.getType(), "symbol") != object::SymbolRef::ST_Function) continue;
+    functions.push_back({take(s.getName(), "symbol").str(),
+                         take(s.getAddress(), "symbol"), s.getSize()});
+    if (functions.back().name == symbol) start = functions.back().at;
+  }
   std::string path = fmt::format("/tmp/perf-{}.map", ::getpid());
   if (FILE* f = std::fopen(path.c_str(), "a")) {
-    std::fprintf(f, "%lx %lx %s\n", static_cast<unsigned long>(address),
-                 static_cast<unsigned long>(bytes), symbol.c_str());
+    for (const Function& g : functions)
+      fmt::print(f, "{:x} {:x} {}\n", address - start + g.at, g.bytes, g.name);
     std::fclose(f);
   }
 }
@@ -188,7 +204,7 @@ void KernelLibrary::Impl::link(const std::vector<std::string>& objects,
   for (size_t i = 0; i < symbols.size(); ++i) {
     auto address = found[lljit->mangleAndIntern(symbols[i])].getAddress();
     out.push_back(address.toPtr<KernelFn>());
-    if (perf) write_perf_map(symbols[i], address.getValue(), objects[i].size());
+    if (perf) write_perf_map(objects[i], symbols[i], address.getValue());
   }
 }
 

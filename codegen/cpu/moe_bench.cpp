@@ -95,7 +95,8 @@ std::vector<BenchRow> bench_moe(KernelLibrary& lib, const MoeShape& s,
   }
   BenchRow both = rows[0];
   both.name = name + " both";
-  both.seconds += rows[1].seconds, both.tasks += rows[1].tasks;
+  both.seconds += rows[1].seconds, both.cycles += rows[1].cycles;
+  both.tasks += rows[1].tasks;
   both.flops = 3 * product;
   both.peak = std::max(rows[0].peak, rows[1].peak);
   rows.push_back(both);
