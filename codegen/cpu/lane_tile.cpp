@@ -68,30 +68,28 @@ Vs tile_product(Emit& e, LaneTile t, Vs acc, const std::vector<Bcast>& a, V b,
       }
     return c;
   };
-  auto advance = [&](Vs c, int steps) {
-    c[sums] = e.at(c[sums], steps * ldb);
+  auto advance = [&](Vs c, int n) {
+    c[sums] = e.at(c[sums], n * ldb);
     for (int g = 0; g < groups; ++g)
-      c[sums + 1 + g] = e.at(c[sums + 1 + g], steps * a[g].step);
+      c[sums + 1 + g] = e.at(c[sums + 1 + g], n * a[g].step);
     return c;
   };
-  if (prefetch.empty()) {
-    carried = e.loop(e.i(0), count, 1, carried, [&](V, Vs c) {
-      return advance(step(std::move(c), 0), 1);
-    });
-  } else {
-    V even = e.and_(count, e.i(-2));
-    carried = e.loop(e.i(0), even, 2, carried, [&](V, Vs c) {
-      for (size_t k = 0; k < prefetch.size(); ++k) {
+  // scalar work takes turns with the FMA on two ports: several steps share it
+  const int steps = prefetch.empty() ? 2 : 4;
+  V whole = e.and_(count, e.i(-steps));
+  carried = e.loop(e.i(0), whole, steps, carried, [&](V, Vs c) {
+    for (int u = 0; u < steps; ++u) {
+      for (size_t k = 0; u % 2 == 0 && k < prefetch.size(); ++k) {
         V& p = c[sums + 1 + groups + k];
         e.prefetch(p, prefetch[k].locality, prefetch[k].write);
         p = e.at(p, prefetch[k].stride);
       }
-      return advance(step(step(std::move(c), 0), 1), 2);
-    });
-    carried = e.loop(even, count, 1, carried, [&](V, Vs c) {
-      return advance(step(std::move(c), 0), 1);
-    });
-  }
+      c = step(std::move(c), u);
+    }
+    return advance(std::move(c), steps);
+  });
+  carried = e.loop(whole, count, 1, carried,
+                   [&](V, Vs c) { return advance(step(std::move(c), 0), 1); });
   carried.resize(sums);
   return carried;
 }

@@ -39,7 +39,7 @@ V MoeBuffers::operator()(MoeBuffer b) const {
 }
 
 int64_t task_slots(const MoeSpec& s) {
-  return std::clamp<int64_t>((640 << 10) / (8 * s.dim) / 48 * 48, 96, 240);
+  return std::clamp<int64_t>((640 << 10) / (8 * s.dim) / 48 * 48, 96, 288);
 }
 
 int64_t expert_tasks(const MoeSpec& s, int64_t most) {
@@ -68,22 +68,30 @@ void for_expert_task(Emit& e, const MoeSpec& s, SlotCut cut, V offsets,
     V first = offset(e, offsets, at);
     return std::pair(first, e.sub(offset(e, offsets, e.add(at, 1)), first));
   };
+  // panels of an expert, and its tasks, which share them evenly: a short last
+  // one would stream all weights for a few slots
+  auto panels = [&](V n) { return e.ceil_div(n, cut.panel); };
+  auto tasks = [&](V n) { return e.ceil_div(panels(n), cut.task / cut.panel); };
   Vs found = e.while_(
       {e.i(0), e.task(), e.i(0)},
       [&](const Vs& c) {
-        V tasks = e.ceil_div(slots(c[0]).second, cut.task);
-        return e.and_(e.lt(c[0], e.i(s.experts)), e.ge(c[1], tasks));
+        return e.and_(e.lt(c[0], e.i(s.experts)),
+                      e.ge(c[1], tasks(slots(c[0]).second)));
       },
       [&](Vs c) {
         V n = slots(c[0]).second;
-        return Vs{e.add(c[0], 1), e.sub(c[1], e.ceil_div(n, cut.task)),
-                  e.add(c[2], e.ceil_div(n, cut.panel))};
+        return Vs{e.add(c[0], 1), e.sub(c[1], tasks(n)),
+                  e.add(c[2], panels(n))};
       });
   e.if_(e.lt(found[0], e.i(s.experts)), [&] {
     auto [first, n] = slots(found[0]);
-    V skip = e.mul(found[1], cut.task);
-    body({found[0], e.add(first, skip), e.min(e.sub(n, skip), e.i(cut.task)),
-          e.add(found[2], e.mul(found[1], cut.task / cut.panel))});
+    auto begin = [&, n = n](V task) {
+      return e.div(e.mul(task, panels(n)), tasks(n));
+    };
+    V from = begin(found[1]), skip = e.mul(from, cut.panel);
+    V end = e.min(e.mul(begin(e.add(found[1], 1)), cut.panel), n);
+    body({found[0], e.add(first, skip), e.sub(end, skip),
+          e.add(found[2], from)});
   });
 }
 

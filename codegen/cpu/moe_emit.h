@@ -82,6 +82,9 @@ struct ActivationGrad {
 ActivationGrad activate_grad(Emit&, MoeActivation, V gate, V up,
                              bool coarse = false);
 
+// The last launch of the f32 backward.
+MoeLaunch moe_weights(const MoeSpec&, const Target&);
+
 // The kernels on bf16; moe_forward and moe_backward choose them.
 std::vector<MoeLaunch> moe_pair_forward(const MoeSpec&, const MoeEpilogue&);
 std::vector<MoeLaunch> moe_pair_backward(const MoeSpec&, const MoeEpilogue&);

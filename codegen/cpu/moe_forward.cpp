@@ -43,20 +43,17 @@ struct Forward {
             c[i * t.cols + j] =
                 e.splat(e.load(DType::F32, e.at(a[2 + i / n], i % n)), t.width);
       std::vector<Prefetch> ahead = {{a[7], a[9]}, {a[8], a[9]}};
-      V lines = e.i(spread(n * panel, s.dim));  // of H, owned when it is stored
-      ahead.push_back({a[5], lines, 3, true});
-      if (gated)
-        ahead.push_back({e.at(a[5], s.hidden * panel), lines, 3, true});
       c = tile_product(e, t, c, w, a[4], panel, e.i(s.dim), nullptr, ahead);
+      // H is read in the backward alone: past the caches
       for (int i = 0; i < n; ++i)
         for (int j = 0; j < t.cols; ++j) {
           const int64_t to = i * panel + j * t.width;
           V u = c[i * t.cols + j], g = nullptr;
           if (gated) {
             g = c[(i + n) * t.cols + j];
-            e.vstore(DType::F32, g, e.at(a[5], s.hidden * panel + to));
+            e.vstore_stream(DType::F32, g, e.at(a[5], s.hidden * panel + to));
           }
-          e.vstore(DType::F32, u, e.at(a[5], to));
+          e.vstore_stream(DType::F32, u, e.at(a[5], to));
           e.vstore(DType::F32, activate(e, s.activation, g, u), e.at(a[6], to));
         }
     });
@@ -191,6 +188,7 @@ struct Forward {
       for (int j = 0; j < panel; j += L)
         e.call(scatter, {e.at(y, j), e.at(to, j * s.dim), e.add(valid, -j)});
     });
+    e.fence();  // H is visible before the launch ends
   }
 };
 
