@@ -81,6 +81,7 @@ ordered_json to_json(const FuseFlags& o, const std::string& dtype,
     j["run_grad_rel_diff"] = b.run.grad;
     j["run_grad_of"] = b.run.grad_of;
     j["free_loss_rel_diff"] = b.run.free_loss;
+    j["free_control_rel_diff"] = b.run.control_loss;
   }
   auto forms = ordered_json::array();
   for (auto& f : b.forms)
@@ -136,6 +137,7 @@ void print_kernels(const moe::StepForm& f, double peak, i64 most) {
 
 void run_fuse(FuseFlags& o) {
   o.fuse.dense = !o.no_dense;
+  o.fuse.run.control = true;
   auto config = open_config(o);
   auto b = moe::bench_fuse(config, engine_options(o, config), o.fuse);
   if (o.json) {
@@ -165,9 +167,10 @@ void run_fuse(FuseFlags& o) {
         o.fuse.run.points, b.run.loss, b.run.grad, b.run.grad_of);
   if (o.fuse.run.free_steps > 0)
     fmt::print(
-        "each on its own for {} steps: losses {:.1e} apart, {:.4f} to {:.4f}\n",
+        "each on its own for {} steps: losses {:.1e} apart, {:.4f} to {:.4f};\n"
+        "fused again from weights an ulp off: {:.1e} apart\n",
         o.fuse.run.free_steps, b.run.free_loss, b.run.first_loss,
-        b.run.last_loss);
+        b.run.last_loss, b.run.control_loss);
   for (auto& f : b.forms)
     if (!f.name.starts_with("no ")) print_kernels(f, b.peak_flops, o.kernels);
 }

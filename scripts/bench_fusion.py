@@ -12,10 +12,16 @@ import json
 import pathlib
 import subprocess
 import sys
+import typing
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 COLOURS = ["#4c78a8", "#f58518", "#54a24b", "#e45756", "#72b7b2", "#b279a2",
            "#9d755d", "#bab0ac", "#eeca3b"]
+
+
+class Time(typing.NamedTuple):
+    key: str
+    title: str
 
 
 def measure(moec, config, extra):
@@ -41,18 +47,20 @@ def table(results, key, unit):
     print()
 
 
-def report(results):
+def report(results, time):
     r = results[0]
-    print(f"Time of a step on {r['threads']} thread(s); other forms as "
+    print(f"A step's {time.title} on {r['threads']} thread(s); other forms as "
           "multiples of the fused step.\n")
-    table(results, "step_ms", "ms")
+    table(results, time.key, "ms")
     print("Planned memory of temporaries, likewise.\n")
     table(results, "peak_mib", "MiB")
     print("| config | share of peak | loss, fused against grouped "
           "| gradients |")
     print("|---|---|---|---|")
     for r in results:
-        share = 100 * r["forms"][0]["peak_fraction"]
+        fused = r["forms"][0]
+        share = 100 * fused["peak_fraction"]
+        share *= fused["step_ms"] / fused[time.key]
         print(f"| {r['config']} {r['dtype']} | {share:.0f} % "
               f"| {r['loss_rel_diff']:.1e} | {r['grad_rel_diff']:.1e} |")
 
@@ -84,9 +92,10 @@ def panel(results, key, title, x, width):
     return out, y
 
 
-def draw(results, path):
+def draw(results, time, path):
     width = 460
-    left, y = panel(results, "step_ms", "time of a step, fused = 1", 10, width)
+    left, y = panel(results, time.key,
+                    f"{time.title} of a step, fused = 1", 10, width)
     right, _ = panel(results, "peak_mib", "memory of temporaries, fused = 1",
                      20 + width, width)
     body = "\n".join(left + right)
@@ -105,7 +114,10 @@ def main():
     p.add_argument("--from", dest="source", type=pathlib.Path,
                    help="results of an earlier --json")
     p.add_argument("--svg", type=pathlib.Path)
+    p.add_argument("--cpu", action="store_true",
+                   help="CPU time, for one thread where others run too")
     args, extra = p.parse_known_args()
+    time = Time("cpu_ms", "CPU time") if args.cpu else Time("step_ms", "time")
     if args.source:
         results = json.loads(args.source.read_text())
     elif args.configs:
@@ -116,9 +128,9 @@ def main():
         r.pop("kernels", None)
     if args.json:
         args.json.write_text(json.dumps(results, indent=1) + "\n")
-    report(results)
+    report(results, time)
     if args.svg:
-        draw(results, args.svg)
+        draw(results, time, args.svg)
 
 
 if __name__ == "__main__":

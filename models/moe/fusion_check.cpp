@@ -35,6 +35,15 @@ void train(Function& f, const Config& c, const std::string& text, i64 step) {
   f.run();
 }
 
+// Some weights of each parameter, an ulp off.
+void disturb(State& state, const dsl::Parameters& params) {
+  for (auto& p : params.all()) {
+    auto w = state.f32(p.name);
+    for (size_t i = 0; i < w.size(); i += 1000)
+      w[i] = std::nextafter(w[i], 2 * w[i]);
+  }
+}
+
 double relative(double a, double b) {
   return std::abs(a - b) / std::max(std::abs(b), 1e-30);
 }
@@ -113,20 +122,24 @@ FusionCheck check_fusion(const Config& config, const EngineOptions& a,
     }
   }
   if (o.free_steps == 0) return r;
-  State states[2];
+  State states[3];
   std::vector<Function> steps;
-  for (Engine* e : {&first, &second}) {
+  std::vector<Engine*> engines = {&first, &second};
+  if (o.control) engines.push_back(&first);
+  for (Engine* e : engines) {
     State& state = states[steps.size()];
     init_parameters(state, params, uint64_t(t.seed));
+    if (steps.size() == 2) disturb(state, params);
     add_moments(state, params);
     steps.push_back(e->compile(train_step_function(model)));
     steps.back().bind(state);
   }
+  auto loss = [&](size_t i) { return steps[i].output<float>("loss")[0]; };
   for (i64 i = 0; i < o.free_steps; ++i) {
     for (Function& f : steps) train(f, config, text, i);
-    raise(r.free_loss, relative(steps[0].output<float>("loss")[0],
-                                steps[1].output<float>("loss")[0]));
-    r.last_loss = steps[0].output<float>("loss")[0];
+    raise(r.free_loss, relative(loss(0), loss(1)));
+    if (o.control) raise(r.control_loss, relative(loss(0), loss(2)));
+    r.last_loss = loss(0);
   }
   return r;
 }

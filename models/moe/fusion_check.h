@@ -11,6 +11,7 @@ namespace moec::moe {
 struct CheckOptions {
   i64 points = 10, every = 2;  // compares before step 0, every, 2 every, ...
   i64 free_steps = 0;          // then trains both, each on its own weights
+  bool control = false;        // and `a` once more, from weights an ulp off
 };
 
 struct FusionCheck {
@@ -20,6 +21,7 @@ struct FusionCheck {
   std::string grad_of;
   // Of each on its own: the largest |Δ| / |loss| of a step.
   double free_loss = 0;
+  double control_loss = 0;  // the same of `a` from weights an ulp off
   double first_loss = 0, last_loss = 0;  // of `a`
 };
 
