@@ -340,14 +340,20 @@ void emit_cross_entropy_dx(Emit& e, const Chunk& c) {
   auto dx_of = [&](V p) { return e.at(xt, e.mul(p, d * panel)); };
   for_panels(e, p0, p1,
              [&](V p) { zero_fill(e, dx_of(p), e.mul(channels, panel)); });
-  // dx(W, logits, Xt, n, ahead): Xt += W^T logits over n rows
+  // each tile of a panel fetches a part of its next logits; as many share as a
+  // task has at least
+  const int64_t sharing = (std::min(d, Chunk::kChannels / 2) + R - 1) / R;
+  const int64_t slice = (c.block * panel + sharing - 1) / sharing;
+  // dx(W, logits, Xt, n, ahead, next): Xt += W^T logits over n rows
   auto tile_function = [&](int rows) {
-    std::vector<Ty> params = {Ty::Ptr, Ty::Ptr, Ty::Ptr, Ty::I64, Ty::Ptr};
+    std::vector<Ty> params = {Ty::Ptr, Ty::Ptr, Ty::Ptr,
+                              Ty::I64, Ty::Ptr, Ty::Ptr};
     return e.define("dx" + std::to_string(rows), params, [&](const Vs& a) {
       LaneTile t{rows, int(panel / L), L};
       Vs sums = load_tile(e, t, a[2], panel);
-      sums = tile_product(e, t, sums, {{a[0], 1, R}}, a[1], panel, a[3],
-                          nullptr, {{a[4], e.i(d)}});
+      sums =
+          tile_product(e, t, sums, {{a[0], 1, R}}, a[1], panel, a[3], nullptr,
+                       {{a[4], e.i(d)}, {a[5], e.i(spread(slice, c.block))}});
       store_tile(e, t, sums, a[2], panel);
     });
   };
@@ -364,11 +370,14 @@ void emit_cross_entropy_dx(Emit& e, const Chunk& c) {
       V line = e.add(from, e.mul(e.lshr(number, e.i(1)), 2 * R));
       V row = e.add(e.add(v, c.block), e.mul(half, c.block / 2));
       V ahead = e.at(e.buffer(0), e.add(e.mul(row, d), line));
+      V next =
+          e.add(e.mul(e.rem(number, e.i(sharing)), slice), c.block * panel);
       for_panels(e, p0, p1, [&](V p) {
         V from_logits = e.add(e.mul(p, panel_size), e.mul(v, panel));
-        e.call(tile_function(rows),
-               {w, e.at(e.buffer(1), from_logits),
-                e.at(dx_of(p), e.mul(i, panel)), n, ahead});
+        e.call(
+            tile_function(rows),
+            {w, e.at(e.buffer(1), from_logits), e.at(dx_of(p), e.mul(i, panel)),
+             n, ahead, e.at(e.buffer(1), e.add(from_logits, next))});
       });
     });
   });

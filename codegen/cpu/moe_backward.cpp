@@ -84,16 +84,25 @@ struct Hidden {
     });
   }
 
-  // back(W, dH, Xt, n, ahead): Xt += W^T dH over n features
+  // Floats of a block of H and dH that one of back's tiles fetches.
+  int64_t slice() const {
+    const int64_t tiles = (s.dim + rows - 1) / rows;
+    return (kFeatureBlock * panel + tiles - 1) / tiles;
+  }
+
+  // back(W, dH, Xt, n, ahead, next_h, next_dh): Xt += W^T dH over n features
   Fn back(LaneTile t) {
     std::string name = "back" + std::to_string(t.rows) + "_" +
                        std::to_string(t.cols * t.width);
-    std::vector<Ty> params = {Ty::Ptr, Ty::Ptr, Ty::Ptr, Ty::I64, Ty::Ptr};
+    std::vector<Ty> params = {Ty::Ptr, Ty::Ptr, Ty::Ptr, Ty::I64,
+                              Ty::Ptr, Ty::Ptr, Ty::Ptr};
     return e.define(name, params, [&, t](const Vs& a) {
       Vs c = load_tile(e, t, a[2], panel);
       V lines = e.i(spread(rows * panel, kFeatureBlock));
-      c = tile_product(e, t, c, {{a[0], 1, rows}}, a[1], panel, a[3], nullptr,
-                       {{a[4], lines, 3, true}});
+      V next = e.i(spread(slice(), kFeatureBlock));
+      c = tile_product(
+          e, t, c, {{a[0], 1, rows}}, a[1], panel, a[3], nullptr,
+          {{a[4], lines, 3, true}, {a[5], next}, {a[6], next, 3, true}});
       store_tile(e, t, c, a[2], panel);
     });
   }
@@ -201,8 +210,9 @@ struct Hidden {
                 e.i(s.dim)});
         // a panel's dH of these features stays in L1
         for_panels([&](V first, V valid) {
-          V dh = e.at(e.at(dhidden, e.mul(first, s.hidden_rows())),
-                      e.mul(e.add(f, half * s.hidden), panel));
+          V at_dh = e.add(e.mul(first, s.hidden_rows()),
+                          e.mul(e.add(f, half * s.hidden), panel));
+          V dh = e.at(dhidden, at_dh), h = e.at(saved, at_dh);
           V x = e.at(part(at.x), e.mul(first, s.dim));
           auto back_tile = [&](V c, int tile_rows) {
             V from = e.at(packed, e.mul(e.div(c, e.i(rows)), at.back_pitch));
@@ -212,9 +222,15 @@ struct Hidden {
             V last = e.ge(e.add(f, kFeatureBlock), e.i(s.hidden));
             V ahead = e.select(
                 last, e.at(buffer(B::Rows), e.add(row, e.mul(c, panel))), to);
+            // meanwhile a part of what the next block's dH is made from and
+            // replaces, which would come too fast for the memory there
+            V skip = e.add(e.mul(e.div(c, e.i(rows)), slice()),
+                           e.select(last, e.i(0), e.i(kFeatureBlock * panel)));
+            V next_h = e.at(h, skip), next_dh = e.at(dh, skip);
             for_lane_tiles(e, valid, [&](LaneTile t, int lane) {
               t.rows = tile_rows;
-              e.call(back(t), {from, e.at(dh, lane), e.at(to, lane), n, ahead});
+              e.call(back(t), {from, e.at(dh, lane), e.at(to, lane), n, ahead,
+                               next_h, next_dh});
             });
           };
           const int64_t c = s.dim / rows * rows;
