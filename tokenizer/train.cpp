@@ -41,7 +41,7 @@ std::vector<std::pair<uint32_t, uint32_t>> seed_merges(
 }
 
 Tokenizer train(const std::vector<std::string_view>& texts,
-                const TrainOptions& o) {
+                const TrainOptions& o, std::vector<TextFile> files) {
   bpe::Vocabulary v;
   v.pattern = bpe::pattern_regex(o.pattern);
   auto order = byte_order(o.tie);
@@ -83,6 +83,8 @@ Tokenizer train(const std::vector<std::string_view>& texts,
   bpe::WordList words =
       bpe::count_words(texts, bpe::Splitter(v.pattern),
                        bpe::AddedTokens(v.added, true), o.threads, counted);
+  // Their pages make room for the merges: the words hold their own text.
+  files.clear();
   // The other rules do not depend on where a pair stands.
   if (m.first)
     std::sort(words.words.begin(), words.words.end(),
@@ -114,11 +116,11 @@ Tokenizer train_bpe_files(const std::vector<std::string>& paths,
   std::vector<std::string_view> texts;
   for (const std::string& path : paths)
     texts.push_back(files.emplace_back(path).text());
-  return train(texts, options);
+  return train(texts, options, std::move(files));
 }
 
 Tokenizer train_bpe(std::string_view text, const TrainOptions& options) {
-  return train({text}, options);
+  return train({text}, options, {});
 }
 
 Tokenizer make_tokenizer(const std::string& spec, std::string_view text,
