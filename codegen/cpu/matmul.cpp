@@ -21,8 +21,10 @@ constexpr int64_t kMinTasks = 8;    // below that, tasks get smaller
 constexpr int64_t kManyTasks = 64;  // above that, tasks may last longer
 // Bytes of rows that are read in place, a part of each.
 constexpr int64_t kShortRow = 512;
-// Columns of B, over all of k, that stay in L2 from task to task.
-constexpr int64_t kColumnBytes = 512 << 10;
+// Rows of a task that meet many panels of a packed B.
+constexpr int64_t kBlockRows = 128, kBlockColumns = 1536;
+// Partial sums that stay in L2 beside A's rows.
+constexpr int64_t kPartialBytes = 512 << 10;
 
 std::string describe(const MatmulOperand& o) {
   std::string s = fmt::format(" {}:{} {},{}+{}", o.buffer, dtype_name(o.dtype),
@@ -147,10 +149,18 @@ MatmulPlan plan_matmul(const MatmulDesc& d, const Target& t, int workspace) {
     else if (d.a.dtype != DType::BF16)
       p.a = k >= 2 * t.lanes ? MatmulPlan::A::Rows : MatmulPlan::A::Tiles;
   }
+  const bool can_pack = workspace >= 0 && !d.bf16 && p.batch == 1 &&
+                        d.group == MatmulGroup::None && d.k > 0;
+  // Columns of A far apart defeat caches and prefetchers.
+  const bool turns_a = can_pack && d.a.row_stride == 1 &&
+                       d.a.col_stride * 4 > kShortRow && t.lanes % tall == 0 &&
+                       m >= tall && n > p.panel && m * k * 4 > 32 << 10;
+  if (turns_a) p.a = MatmulPlan::A::Tiles;
   const bool packs_a = p.a != MatmulPlan::A::Direct;
 
   // k blocks of equal length
-  const int64_t longest = packs_a ? 512 * int64_t(step_flops) : 1024;
+  const int64_t longest =
+      packs_a && !turns_a ? 512 * int64_t(step_flops) : 1024;
   const int64_t k_blocks = ceil_div(k, longest);
   p.block_k = by_reduction ? std::min(round_up(k, 2), longest)
                            : round_up(ceil_div(k, k_blocks), 2);
@@ -161,18 +171,12 @@ MatmulPlan plan_matmul(const MatmulDesc& d, const Target& t, int workspace) {
   const bool near = d.b.row_stride * p.block_k * 4 <= 64 << 10;
   p.direct_b = d.b.col_stride == 1 && d.b.dtype == DType::F32 && !d.bf16 &&
                (near || d.b.row_stride * 4 <= kShortRow || m < 48);
-  const bool can_pack = workspace >= 0 && !d.bf16 && p.batch == 1 &&
-                        d.group == MatmulGroup::None && d.k > 0;
   // Where one task cannot have all rows and pack its own panel.
   const double column = 2.0 * double(m * p.panel) * double(k);
   const bool whole_columns =
       m <= 512 && column < 2.5 * kTaskFlops && n >= kMinTasks * p.panel;
-  p.workspace_b = can_pack && !p.direct_b && m > 192 && !whole_columns;
-  // Columns of A far apart defeat caches and prefetchers.
-  p.workspace_a = can_pack && d.a.row_stride == 1 &&
-                  d.a.col_stride * 4 > kShortRow && t.lanes % tall == 0 &&
-                  m >= tall && n > p.panel && m * k * 4 > 32 << 10;
-  if (p.workspace_a) p.a = MatmulPlan::A::Tiles;
+  p.workspace_b =
+      can_pack && !p.direct_b && (turns_a || (m > 192 && !whole_columns));
 
   // Many rows, since each block packs its panel of B anew; several panels
   // where the tasks would be too short or A is packed.
@@ -188,13 +192,17 @@ MatmulPlan plan_matmul(const MatmulDesc& d, const Target& t, int workspace) {
   double rows = goal / (2.0 * double(p.block_n) * double(k));
   p.block_m = packs_a ? 128 : std::clamp<int64_t>(int64_t(rows), 256, 1024);
   if (by_rows) p.block_m = m >= 1024 * d.experts ? 512 : 384;
-  if (p.workspace_b) {
-    const int64_t fits = kColumnBytes / (4 * k) / p.panel * p.panel;
-    p.block_n = std::clamp<int64_t>(fits, p.panel, 4 * p.panel);
-    rows = 1.6 * goal / (2.0 * double(p.block_n) * double(k));
-    p.block_m = std::clamp<int64_t>(int64_t(rows), 32, 512);
+  if (turns_a || p.workspace_b) {
+    // A's rows stay in L2 while B's panels pass by, as many as the partial sums
+    // and the number of tasks allow
+    p.block_m = kBlockRows;
+    p.block_n = p.split_k ? kPartialBytes / (4 * p.block_m)
+                : turns_a ? n
+                          : kBlockColumns;
+    p.block_n = std::min(n, p.block_n);
+    p.block_n = round_up(p.block_n, p.panel);
   }
-  if (can_pack && whole_columns) p.block_m = m;
+  if (can_pack && whole_columns && !turns_a) p.block_m = m;
   p.block_m = std::min(p.block_m, m);
   if (!packs_a && !by_rows && !p.workspace_b && p.block_m < 512 && m >= 1024) {
     p.block_m = 512;
@@ -236,13 +244,9 @@ MatmulPlan plan_matmul(const MatmulDesc& d, const Target& t, int workspace) {
   p.scratch_bytes = p.partial_offset +
                     (p.split_k ? round_up(p.block_m, tall) * p.block_n * 4 : 0);
 
-  if (p.workspace_a) {
-    p.a_pitch = round_up(k, t.lanes) * tall + 16;
-    // as above, rows past the last tile
-    p.workspace_panels = (ceil_div(m, tall) + t.lanes / tall) * p.a_pitch;
-  }
-  p.workspace_bytes = p.workspace_panels * 4;
-  if (p.workspace_b) p.workspace_bytes += round_up(n, p.panel) * k * 4;
+  if (p.workspace_b) p.workspace_bytes = round_up(n, p.panel) * k * 4;
+  if (p.workspace_b)
+    p.lines_ahead = ceil_div(p.block_k * p.panel / 16, p.block_m / tall);
   p.workspace = p.workspace_bytes ? workspace : -1;
   return p;
 }
@@ -260,6 +264,7 @@ std::string describe(const MatmulDesc& d, const MatmulPlan& p) {
                    int(d.accumulate), int(d.group), d.experts, d.offsets_buffer,
                    d.epilogue_key);
   if (p.workspace >= 0) s += fmt::format(" ws {}", p.workspace);
+  if (p.a == MatmulPlan::A::Tiles) s += " tiles";
   return s;
 }
 
@@ -268,8 +273,7 @@ KernelSpec pack_kernel(const MatmulDesc& d, const MatmulPlan& p) {
   s.key = "matmul pack " + describe(d, p);
   s.emit = [d, p](Emit& e) { emit_matmul_pack(e, d, p); };
   s.tasks = matmul_pack_tasks(d, p);
-  if (p.workspace_a) s.bytes += 2 * bytes_of(d.a, d.m, d.k, d);
-  if (p.workspace_b) s.bytes += 2 * bytes_of(d.b, d.k, d.n, d);
+  s.bytes = 2 * bytes_of(d.b, d.k, d.n, d);
   return s;
 }
 

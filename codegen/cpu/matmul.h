@@ -4,10 +4,11 @@
 // Method: C tiles of rows x (vectors of columns) in registers; scalars of A
 // are broadcast straight from memory, a panel of B (K x panel columns) is
 // packed per task into the thread's scratch (Goto and van de Geijn, "Anatomy
-// of High-Performance Matrix Multiplication", ACM TOMS 2008, with A unpacked).
-// With a workspace, what many tasks would pack anew is packed once, before.
-// Every element is summed over k in the same order whatever its row, the
-// number of rows or the number of threads.
+// of High-Performance Matrix Multiplication", ACM TOMS 2008, with A unpacked
+// unless its columns are far apart). With a workspace, B is packed once,
+// before, where many tasks would pack it anew. Every element is summed over k
+// in the same order whatever its row, the number of rows or the number of
+// threads.
 #pragma once
 #include <cstdint>
 #include <functional>

@@ -1,4 +1,6 @@
 // The body of a matmul kernel: task -> block, packing, register tiles.
+#include <functional>
+
 #include "codegen/cpu/emit.h"
 #include "codegen/cpu/matmul_plan.h"
 #include "codegen/cpu/pair_tile.h"
@@ -12,6 +14,7 @@ namespace {
 // Steps of the reduction from the fetch of a line of A to its use: the latency
 // of the last cache at 8 cycles a step.
 constexpr int64_t kAhead = 32;
+constexpr int64_t kLine = 64;  // bytes
 
 // Everything a tile needs; passed on to the tile functions as arguments.
 struct Body {
@@ -54,8 +57,35 @@ struct Body {
   }
 
   Fn tile(int height, int vectors, int64_t b_stride, int64_t cols);
-  Vs reduce(V a, V b, V kk, int height, int vectors, int64_t b_stride);
-  void finish_row(Vs acc, V row, V col, const Vs& masks, const Vs& bases);
+  // Whether every k block has an even number of steps.
+  bool even_steps() const {
+    const int64_t elements = d.bf16 ? 4 : 2;
+    return d.group != MatmulGroup::Reduction && d.k % elements == 0 &&
+           p.block_k % elements == 0;
+  }
+  Vs reduce(V a, V a_row, V b, V kk, int height, int vectors, int64_t b_stride,
+            const std::function<void(V row)>& fetch, V ahead);
+  // Outputs and extras, all as `bases` holds them.
+  const MatmulOperand& beside(size_t i) const {
+    const size_t n = d.outputs.size();
+    return i < n ? d.outputs[i] : d.extras[i - n];
+  }
+  // `bases` moved on to an element.
+  template <class Row>
+  Vs moved(Vs bases, Row row) {
+    for (size_t i = 0; i < bases.size(); ++i)
+      bases[i] = e.at(bases[i], mul(row, beside(i).row_stride),
+                      dtype_size(beside(i).dtype));
+    return bases;
+  }
+  Vs moved(Vs bases, V row, V col) {
+    for (size_t i = 0; i < bases.size(); ++i)
+      bases[i] = element(bases[i], beside(i), row, col);
+    return bases;
+  }
+  V mul(V x, int64_t by) { return e.mul(x, by); }
+  int64_t mul(int64_t x, int64_t by) { return x * by; }
+  void finish_row(const Vs& acc, const Vs& masks, const Vs& at);
   void rows_of_block(const Vs& bases, V a, V b, V kk, V partial, V flags, V row,
                      V rows, V col, int64_t cols, int64_t b_stride);
   Fn pair_tile(bool accumulate);
@@ -66,82 +96,129 @@ struct Body {
   void run();
 };
 
-// Tile sums over kk steps: height x vectors.
-Vs Body::reduce(V a, V b, V kk, int height, int vectors, int64_t b_stride) {
-  return e.loop(
-      e.i(0), kk, 1, Vs(height * vectors, e.splat(e.f(0))), [&](V k, Vs acc) {
-        V a0 = e.at(a, e.mul(k, a_step), 1);
-        V b0 = e.at(b, e.mul(k, b_stride));
-        // steps far apart defeat the hardware's prefetcher
-        if (a_step >= 256) e.prefetch(e.at(a0, kAhead * a_step, 1));
-        Vs bv;
-        for (int j = 0; j < vectors; ++j)
-          bv.push_back(
-              e.load_raw(d.bf16 ? Ty::I32 : Ty::F32, e.at(b0, j * L), L));
-        for (int r = 0; r < height; ++r) {
-          V at = e.at(a0, r * a_row, 1);
-          V x = e.splat(d.bf16 ? e.load_raw(Ty::I32, at, -1, 2)
-                               : e.load(a_dtype, at));
-          for (int j = 0; j < vectors; ++j) {
-            V& c = acc[r * vectors + j];
-            c = d.bf16 ? e.dpbf16(c, x, bv[j]) : e.fma(x, bv[j], c);
-          }
-        }
-        return acc;
-      });
+// Tile sums over kk steps: height x vectors. a_row is the distance of A's rows
+// in bytes, fetch(r) asks for what row r of the tile needs afterwards; `ahead`
+// is the tile's part of the next panel.
+Vs Body::reduce(V a, V a_row, V b, V kk, int height, int vectors,
+                int64_t b_stride, const std::function<void(V row)>& fetch,
+                V ahead) {
+  // carried: sums, then the running addresses of B and of each fourth row of A:
+  // a base, an index and a short displacement reach the rows between
+  const size_t sums = size_t(height) * vectors;
+  Vs c(sums, e.splat(e.f(0)));
+  c.push_back(b);
+  for (int r = 0; r < height; r += 4) c.push_back(e.at(a, e.mul(a_row, r), 1));
+  V three = e.mul(a_row, 3);
+  auto row_of = [&](V base, int r) {
+    return r == 0 ? base : r == 3 ? e.at(base, three, 1) : e.at(base, a_row, r);
+  };
+  auto step = [&](Vs& c, int u) {
+    V b0 = e.at(c[sums], u * b_stride);
+    // steps far apart defeat the hardware's prefetcher
+    if (a_step >= 256) e.prefetch(e.at(c[sums + 1], (u + kAhead) * a_step, 1));
+    Vs bv;
+    for (int j = 0; j < vectors; ++j)
+      bv.push_back(e.load_raw(d.bf16 ? Ty::I32 : Ty::F32, e.at(b0, j * L), L));
+    for (int r = 0; r < height; ++r) {
+      V at = row_of(e.at(c[sums + 1 + r / 4], u * a_step, 1), r % 4);
+      V x = e.splat(d.bf16 ? e.load_raw(Ty::I32, at, -1, 2)
+                           : e.load(a_dtype, at));
+      for (int j = 0; j < vectors; ++j) {
+        V& sum = c[r * vectors + j];
+        sum = d.bf16 ? e.dpbf16(sum, x, bv[j]) : e.fma(x, bv[j], sum);
+      }
+    }
+  };
+  // `count` steps at a time, before them `first`
+  auto steps = [&](V from, V to, int count,
+                   const std::function<void(V k)>& first = nullptr) {
+    c = e.loop(from, to, count, c, [&](V k, Vs next) {
+      if (first) first(k);
+      for (int u = 0; u < count; ++u) step(next, u);
+      next[sums] = e.at(next[sums], count * b_stride);
+      for (size_t i = sums + 1; i < next.size(); ++i)
+        next[i] = e.at(next[i], count * a_step, 1);
+      return next;
+    });
+  };
+  V even = kk, done = e.i(0);
+  if (!even_steps()) even = e.and_(kk, e.i(-2));
+  if (height == p.heights[0]) {
+    done = e.min(even, e.i(2 * height));
+    steps(e.i(0), done, 2, [&](V k) { fetch(e.lshr(k, e.i(1))); });
+  } else {
+    for (int r = 0; r < height; ++r) fetch(e.i(r));
+  }
+  if (height == p.heights[0] && p.lines_ahead) {
+    V from = done;
+    done = e.min(even, e.add(from, 2 * p.lines_ahead));
+    steps(from, done, 2, [&](V k) {
+      e.prefetch(e.at(ahead, e.mul(e.sub(k, from), kLine / 2), 1), 2);
+    });
+  }
+  // scalar instructions take the FMA's ports now and then: few for a step
+  steps(done, even, 2);
+  if (even != kk) steps(even, kk, 1);
+  c.resize(sums);
+  return c;
 }
 
-// Scale, epilogue and store of one row of a tile. `bases`: outputs, extras.
-void Body::finish_row(Vs acc, V row, V col, const Vs& masks, const Vs& bases) {
+// Scale, epilogue and store of one row of a tile; `at`: where it begins in
+// outputs and extras.
+void Body::finish_row(const Vs& acc, const Vs& masks, const Vs& at) {
   for (size_t j = 0; j < acc.size(); ++j) {
-    V c = e.add(col, int64_t(j) * L);
+    Vs p;  // constant distances, so that they cost no instruction
+    for (size_t i = 0; i < at.size(); ++i)
+      p.push_back(e.at(at[i], int64_t(j) * L * beside(i).col_stride,
+                       dtype_size(beside(i).dtype)));
     V sum = d.scale == 1 ? acc[j] : e.mul(acc[j], e.f(d.scale));
     Vs out{sum};
     const size_t n = d.outputs.size();
     if (d.epilogue) {
       Vs extras;
       for (size_t x = 0; x < d.extras.size(); ++x)
-        extras.push_back(load_vector(
-            d.extras[x], element(bases[n + x], d.extras[x], row, c), masks[j]));
+        extras.push_back(load_vector(d.extras[x], p[n + x], masks[j]));
       out = d.epilogue(e, sum, extras);
       MOEC_CHECK(out.size() == n, "epilogue gives {} values for {} outputs",
                  out.size(), n);
     }
     for (size_t o = 0; o < n; ++o) {
-      V p = element(bases[o], d.outputs[o], row, c);
       if (o == 0 && d.accumulate)
-        out[o] = e.add(out[o], load_vector(d.outputs[o], p, masks[j]));
-      store_vector(d.outputs[o], out[o], p, masks[j]);
+        out[o] = e.add(out[o], load_vector(d.outputs[o], p[o], masks[j]));
+      store_vector(d.outputs[o], out[o], p[o], masks[j]);
     }
   }
 }
 
-// tile(a, b, kk, partial, flags, row, col, bases...): flags bit 0 = earlier
-// partial sums exist, bit 1 = this is the last k block.
+// tile(a, a_row, b, kk, partial, flags, row, col, ahead, bases...): flags bit
+// 0 = earlier partial sums exist, bit 1 = this is the last k block.
 Fn Body::tile(int height, int vectors, int64_t b_stride, int64_t cols) {
   std::string name = "tile" + std::to_string(height) + "x" +
                      std::to_string(vectors) + "s" + std::to_string(b_stride) +
                      "c" + std::to_string(cols);
-  std::vector<Ty> params{Ty::Ptr, Ty::Ptr, Ty::I64, Ty::Ptr,
-                         Ty::I64, Ty::I64, Ty::I64};
+  std::vector<Ty> params{Ty::Ptr, Ty::I64, Ty::Ptr, Ty::I64, Ty::Ptr,
+                         Ty::I64, Ty::I64, Ty::I64, Ty::Ptr};
   const size_t fixed = params.size();
   params.resize(fixed + d.outputs.size() + d.extras.size(), Ty::Ptr);
   return e.define(name, params, [&](const Vs& args) {
-    V partial = args[3], flags = args[4], row = args[5], col = args[6];
-    Vs bases(args.begin() + fixed, args.end());
-    // C's lines arrive, owned, while the sums run, and so do the extras'
-    auto fetch = [&](const MatmulOperand& o, V base, bool write) {
-      if (o.col_stride != 1 || o.row_stride == 0) return;
-      for (int r = 0; r < height; ++r)
+    V partial = args[4], flags = args[5];
+    const Vs at = moved({args.begin() + fixed, args.end()}, args[6], args[7]);
+    // C's and the extras' lines arrive while the sums run
+    auto fetch = [&](V row) {
+      for (size_t i = 0; i < at.size(); ++i) {
+        const MatmulOperand& o = beside(i);
+        const bool extra = i >= d.outputs.size();
+        if (o.col_stride != 1 || o.row_stride == 0 || (i && !extra)) continue;
+        const int64_t size = dtype_size(o.dtype);
+        V line = e.at(at[i], e.mul(row, o.row_stride), size);
         for (int j = 0; j < vectors; ++j)
-          e.prefetch(
-              element(base, o, e.add(row, r), e.add(col, int64_t(j) * L)), 3,
-              write);
+          e.prefetch(e.at(line, int64_t(j) * L, size), 3, !extra);
+      }
     };
-    fetch(d.outputs[0], bases[0], true);
-    for (size_t x = 0; x < d.extras.size(); ++x)
-      fetch(d.extras[x], bases[d.outputs.size() + x], false);
-    Vs acc = reduce(args[0], args[1], args[2], height, vectors, b_stride);
+    // of tiles the rows are side by side
+    V a_row = p.a == MatmulPlan::A::Tiles ? e.i(this->a_row) : args[1];
+    Vs acc = reduce(args[0], a_row, args[2], args[3], height, vectors, b_stride,
+                    fetch, args[8]);
     Vs masks(vectors, nullptr);
     for (int j = 0; j < vectors; ++j)
       if (cols < (j + 1) * L) masks[j] = e.mask(e.i(cols - j * L));
@@ -149,8 +226,8 @@ Fn Body::tile(int height, int vectors, int64_t b_stride, int64_t cols) {
     auto finish = [&](const Vs& sums) {
       if (!d.epilogue || d.cheap_epilogue) {
         for (int r = 0; r < height; ++r)
-          finish_row(Vs(&sums[r * vectors], &sums[(r + 1) * vectors]),
-                     e.add(row, r), col, masks, bases);
+          finish_row(Vs(&sums[r * vectors], &sums[(r + 1) * vectors]), masks,
+                     moved(at, int64_t(r)));
         return;
       }
       // through the stack and rolled: long epilogues unrolled are no faster
@@ -163,7 +240,7 @@ Fn Body::tile(int height, int vectors, int64_t b_stride, int64_t cols) {
         Vs row_sums;
         for (int j = 0; j < vectors; ++j)
           row_sums.push_back(e.vload_aligned(DType::F32, e.at(from, j * L)));
-        finish_row(row_sums, e.add(row, r), col, masks, bases);
+        finish_row(row_sums, masks, moved(at, r));
       });
     };
     if (!p.split_k) return finish(acc);
@@ -201,8 +278,11 @@ void Body::rows_of_block(const Vs& bases, V a, V b, V kk, V partial, V flags,
       here =
           e.at(e.at(a, e.mul(e.udiv(at, tall), p.a_pitch)), e.urem(at, tall));
     }
-    Vs args{here,           b,  kk, e.at(partial, e.mul(at, p.panel)), flags,
-            e.add(row, at), col};
+    // the tiles share the next panel's lines
+    V next = e.at(b, d.k * p.panel);
+    V ahead = e.at(next, e.mul(at, p.lines_ahead * kLine / p.heights[0]), 1);
+    Vs args{here,  e.i(a_row),     b,   kk,   e.at(partial, e.mul(at, p.panel)),
+            flags, e.add(row, at), col, ahead};
     args.insert(args.end(), bases.begin(), bases.end());
     e.call(f, args);
   };
@@ -247,7 +327,7 @@ Fn Body::pair_finish(int64_t cols) {
       for (int j = 0; j < vectors; ++j)
         sums.push_back(e.vload_aligned(
             DType::F32, e.at(e.at(x[0], e.mul(r, p.panel)), j * L)));
-      finish_row(sums, e.add(x[3], e.sub(r, x[1])), x[4], masks, bases);
+      finish_row(sums, masks, moved(bases, e.add(x[3], e.sub(r, x[1])), x[4]));
     });
   });
 }
@@ -320,11 +400,7 @@ void Body::block(V batch, V group, V row, V rows, V block_n, V k_from,
                 e.add(e.mul(row, d.a.row_stride),
                       e.mul(e.add(k_from, k0), d.a.col_stride)),
                 dtype_size(d.a.dtype));
-    if (p.workspace_a) {
-      const int tall = p.heights[0];
-      ak = e.at(workspace, e.add(e.mul(e.udiv(row, e.i(tall)), p.a_pitch),
-                                 e.mul(k0, tall)));
-    } else if (p.a != MatmulPlan::A::Direct) {
+    if (p.a != MatmulPlan::A::Direct) {
       V packed = e.at(e.scratch(), p.a_offset, 1);
       e.call(p.pairs ? define_pack_pairs(e, d, p) : define_pack_a(e, d, p),
              {ak, packed, kk, rows});
@@ -341,7 +417,7 @@ void Body::block(V batch, V group, V row, V rows, V block_n, V k_from,
       V packed = src;
       if (p.workspace_b) {
         V at = e.mul(e.add(e.mul(index, d.k), k0), p.panel);
-        packed = e.at(workspace, e.add(at, e.i(p.workspace_panels)));
+        packed = e.at(workspace, at);
       } else if (!direct) {
         packed = e.scratch();
         e.call(define_pack_b(e, d, p, cols), {src, packed, kk});

@@ -1,4 +1,6 @@
 // Packing of operands into units of 4 bytes: f32, or pairs of bf16 along k.
+#include <algorithm>
+
 #include "codegen/cpu/emit.h"
 #include "codegen/cpu/matmul_plan.h"
 #include "codegen/cpu/target.h"
@@ -7,8 +9,9 @@ namespace moec {
 
 namespace {
 
-// Lines fetched ahead; the hardware's prefetcher stops at page ends.
-constexpr int64_t kAhead = 8;
+// Cache lines on their way to L2; the hardware's prefetcher stops at page ends,
+// and those on their way to L1 are too few to hide the last cache's latency.
+constexpr int64_t kLinesAhead = 64;
 
 struct Pack {
   Emit& e;
@@ -68,16 +71,19 @@ struct Pack {
   }
 
   // Lines of constant k are contiguous: copy or interleave them.
-  // for_vectors calls its argument with (column, mask or null).
+  // `each` calls its argument with (column, mask or null) for all vectors of a
+  // line, which has about `width` elements.
   using PutVector = std::function<void(V step, V col, V units)>;
   using EachVector =
       std::function<void(const std::function<void(V col, V mask)>&)>;
-  void lines(V src, V kk, const EachVector& each, const PutVector& put) {
+  void lines(V src, V kk, int64_t width, const EachVector& each,
+             const PutVector& put) {
+    const int64_t ahead = std::max<int64_t>(kLinesAhead * 16 / width, 1);
     auto line = [&](V step, V k, bool second) {
       V p = element(src, e.mul(k, along));
       V q = second ? element(p, e.i(along)) : nullptr;
       each([&](V col, V mask) {
-        e.prefetch(element(element(p, e.i(kAhead * along)), col));
+        e.prefetch(element(element(p, e.i(ahead * along)), col), 2);
         put(step, col,
             units_across(element(p, col), q ? element(q, col) : nullptr, mask));
       });
@@ -227,7 +233,7 @@ Fn define_pack_b(Emit& e, const MatmulDesc& d, const MatmulPlan& p,
         const int64_t L = e.lanes();
         if (d.b.col_stride == 1)
           return pack.lines(
-              a[0], a[2],
+              a[0], a[2], p.panel,
               [&](auto& vector) {
                 for (int64_t c = 0; c < cols; c += L)
                   vector(e.i(c),
@@ -247,62 +253,24 @@ Fn define_pack_b(Emit& e, const MatmulDesc& d, const MatmulPlan& p,
       });
 }
 
-namespace {
-
-// A task packs so many rows and steps of A, or one panel of B.
-constexpr int64_t kPackRows = 128, kPackSteps = 1024;
-
-int64_t pack_row_blocks(const MatmulDesc& d) {
-  return (d.m + kPackRows - 1) / kPackRows;
-}
-int64_t pack_a_tasks(const MatmulDesc& d, const MatmulPlan& p) {
-  if (!p.workspace_a) return 0;
-  return pack_row_blocks(d) * ((d.k + kPackSteps - 1) / kPackSteps);
-}
-
-}  // namespace
-
 int64_t matmul_pack_tasks(const MatmulDesc& d, const MatmulPlan& p) {
-  return pack_a_tasks(d, p) +
-         (p.workspace_b ? (d.n + p.panel - 1) / p.panel : 0);
+  return p.workspace_b ? (d.n + p.panel - 1) / p.panel : 0;
 }
 
 void emit_matmul_pack(Emit& e, const MatmulDesc& d, const MatmulPlan& p) {
-  const int64_t of_a = pack_a_tasks(d, p);
-  V workspace = e.buffer(p.workspace);
-  auto source = [&](const MatmulOperand& o, V row, V col) {
-    V index = e.add(e.mul(row, o.row_stride), e.mul(col, o.col_stride));
-    return e.at(e.buffer(o.buffer), e.add(index, o.offset), 4);
+  V panel = e.task();
+  V column = e.mul(e.mul(panel, p.panel), d.b.col_stride);
+  V from = e.at(e.buffer(d.b.buffer), e.add(column, d.b.offset), 4);
+  V to = e.at(e.buffer(p.workspace), e.mul(panel, d.k * p.panel));
+  auto pack = [&](int64_t cols) {
+    e.call(define_pack_b(e, d, p, cols), {from, to, e.i(d.k)});
   };
-  auto pack_a = [&] {
-    V blocks = e.i(pack_row_blocks(d));
-    V row = e.mul(e.urem(e.task(), blocks), kPackRows);
-    V k0 = e.mul(e.udiv(e.task(), blocks), kPackSteps);
-    const int tall = p.heights[0];
-    V to = e.add(e.mul(row, p.a_pitch / tall), e.mul(k0, tall));
-    e.call(define_pack_a(e, d, p),
-           {source(d.a, row, k0), e.at(workspace, to),
-            e.min(e.sub(e.i(d.k), k0), e.i(kPackSteps)),
-            e.min(e.sub(e.i(d.m), row), e.i(kPackRows))});
-  };
-  auto pack_b = [&] {
-    V panel = e.add(e.task(), -of_a);
-    V from = source(d.b, e.i(0), e.mul(panel, p.panel));
-    V to = e.add(e.mul(panel, d.k * p.panel), p.workspace_panels);
-    auto pack = [&](int64_t cols) {
-      e.call(define_pack_b(e, d, p, cols),
-             {from, e.at(workspace, to), e.i(d.k)});
-    };
-    const int64_t tail = d.n % p.panel;
-    if (d.n < p.panel) return pack(tail);
-    if (!tail) return pack(p.panel);
-    e.if_(
-        e.lt(panel, e.i(d.n / p.panel)), [&] { pack(p.panel); },
-        [&] { pack(tail); });
-  };
-  if (!of_a) return pack_b();
-  if (!p.workspace_b) return pack_a();
-  e.if_(e.lt(e.task(), e.i(of_a)), pack_a, pack_b);
+  const int64_t tail = d.n % p.panel;
+  if (d.n < p.panel) return pack(tail);
+  if (!tail) return pack(p.panel);
+  e.if_(
+      e.lt(panel, e.i(d.n / p.panel)), [&] { pack(p.panel); },
+      [&] { pack(tail); });
 }
 
 Fn define_pack_pairs(Emit& e, const MatmulDesc& d, const MatmulPlan& p) {
@@ -342,7 +310,7 @@ Fn define_pack_a(Emit& e, const MatmulDesc& d, const MatmulPlan& p) {
         V whole = e.and_(a[3], e.i(-L));
         V rest = e.sub(a[3], whole);
         pack.lines(
-            a[0], a[2],
+            a[0], a[2], p.block_m,
             [&](auto& vector) {
               e.loop(e.i(0), whole, L, [&](V c) { vector(c, nullptr); });
               e.if_(e.gt(rest, e.i(0)), [&] { vector(whole, e.mask(rest)); });

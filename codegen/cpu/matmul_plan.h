@@ -36,12 +36,12 @@ struct MatmulPlan {
   enum class A : uint8_t { Direct, Tiles, Rows };
   A a = A::Direct;
   int64_t a_pitch = 0;  // 4-byte units between tiles or rows of packed A
-  // Operands packed by a launch before: A as Tiles, B as [panel][k][columns],
-  // whole in the workspace buffer. Tasks then go down the rows first, with
-  // their columns of B in L2.
-  bool workspace_a = false, workspace_b = false;
-  int workspace = -1;            // number of the buffer
-  int64_t workspace_panels = 0;  // where B begins, in 4-byte units
+  // B packed by a launch before, as [panel][k][columns], whole in the workspace
+  // buffer. Tasks then go down the rows first, with their columns of B in L2.
+  bool workspace_b = false;
+  // Lines of the next panel in the workspace that a tile asks for.
+  int64_t lines_ahead = 0;
+  int workspace = -1;  // number of the buffer
   int64_t workspace_bytes = 0;
   int64_t batch = 1;  // product of the batch dimensions
   int64_t batch_per_task = 1;
