@@ -41,7 +41,8 @@ int open_regular(const fs::path& path, int64_t& size) {
 std::string read_file(const fs::path& path) {
   int64_t size = 0;
   int fd = open_regular(path, size);
-  std::string text(size_t(size), '\0');
+  // One byte more, so that the end is seen without another allocation.
+  std::string text(size_t(size) + 1, '\0');
   size_t have = 0;
   // Reads to the end, not to the size: files in /proc state a size of 0.
   for (;;) {
