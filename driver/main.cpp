@@ -20,6 +20,7 @@ int run(int argc, char** argv) {
       "docs/guide.md explains configs and commands; `moec train` alone trains "
       "a small model."};
   app.name("moec");
+  app.set_version_flag("--version", "moec " MOEC_VERSION);
   app.require_subcommand(1);
   moec::add_train_command(app);
   moec::add_generate_command(app);

@@ -301,6 +301,13 @@ TEST_CASE_FIXTURE(Fixture, "data of several files, and metrics of experts") {
         1, "b.jsonl:1:0");
 }
 
+TEST_CASE("the version stands alone on a line") {
+  auto o = run_moec({"--version"});
+  CHECK(o.code == 0);
+  CHECK(o.out.starts_with("moec "));
+  CHECK(o.out.find('\n') == o.out.size() - 1);
+}
+
 TEST_CASE("kernel benches give a rate for each row") {
   auto rows = [](std::vector<std::string> args, const char* key, size_t n) {
     args.insert(args.begin(), "bench");
