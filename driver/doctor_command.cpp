@@ -12,7 +12,7 @@ namespace moec {
 namespace {
 
 void run() {
-  fmt::print("moec            0.1.0, {}\n", compiler_versions());
+  fmt::print("moec            " MOEC_VERSION ", {}\n", compiler_versions());
   fmt::print("kernel cache    {}\n", default_cache_dir());
   fmt::print("cores           {}\n", available_cores());
   fmt::print("free memory     {}\n", format_bytes(double(available_memory())));

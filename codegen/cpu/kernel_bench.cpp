@@ -15,10 +15,16 @@ namespace {
 // A slice is far longer than the clock's jitter.
 constexpr double kSlice = 0.4e-3;
 
+// Tasks of one launch.
 struct Slice {
   KernelFn fn;
   std::byte* const* buffers;
   int64_t from, to;
+};
+
+// What is timed as one.
+struct Timed {
+  std::vector<Slice> slices;
   double seconds = 1e9, cycles = 1e18;  // the best of each
 };
 
@@ -39,55 +45,50 @@ BenchRow time_launches(KernelLibrary& lib, std::string name,
   }
   const std::vector<KernelFn> fns = lib.get(specs);
   Buffer scratch(scratch_bytes);
-  auto time = [&](const Slice& s) {
-    double start = thread_seconds();
-    for (int64_t t = s.from; t < s.to; ++t) s.fn(s.buffers, t, scratch.data());
-    return thread_seconds() - start;
-  };
-  // a first run warms up, a second one says how to cut
-  std::vector<Slice> slices;
-  double whole = 0;
-  for (bool warm : {false, true})
-    for (size_t i = 0; i < launches.size(); ++i) {
-      const int64_t tasks = launches[i].spec.tasks;
-      Slice s{fns[i], launches[i].buffers.data(), 0, tasks};
-      double took = std::max(time(s), 1e-9);
-      if (!warm) continue;
-      whole += took;
-      auto step = std::max<int64_t>(1, int64_t(kSlice / took * double(tasks)));
-      for (int64_t t = 0; t < tasks; t += step) {
-        s.from = t, s.to = std::min(t + step, tasks);
-        slices.push_back(s);
-      }
-    }
-  // a run below a slice's length is repeated as a whole
-  const int repeat = std::max(1, int(kSlice / whole));
-  if (repeat > 1) slices.resize(1);
-  auto run = [&](const Slice& s) {
-    if (repeat == 1) return time(s);
+  auto time = [&](const std::vector<Slice>& all, int repeat) {
     double start = thread_seconds();
     for (int r = 0; r < repeat; ++r)
-      for (size_t i = 0; i < launches.size(); ++i)
-        for (int64_t t = 0; t < launches[i].spec.tasks; ++t)
-          fns[i](launches[i].buffers.data(), t, scratch.data());
+      for (const Slice& s : all)
+        for (int64_t t = s.from; t < s.to; ++t)
+          s.fn(s.buffers, t, scratch.data());
     return (thread_seconds() - start) / repeat;
   };
+  // a first run warms up, a second one says how to cut
+  std::vector<Slice> whole;
+  for (size_t i = 0; i < launches.size(); ++i)
+    whole.push_back(
+        {fns[i], launches[i].buffers.data(), 0, launches[i].spec.tasks});
+  time(whole, 1);
+  std::vector<Timed> parts;
+  double once = 0;
+  for (Slice s : whole) {
+    const int64_t tasks = s.to;
+    const double took = std::max(time({s}, 1), 1e-9);
+    once += took;
+    auto step = std::max<int64_t>(1, int64_t(kSlice / took * double(tasks)));
+    for (int64_t t = 0; t < tasks; t += step) {
+      s.from = t, s.to = std::min(t + step, tasks);
+      parts.push_back({{s}});
+    }
+  }
+  // a run below a slice's length is repeated as a whole
+  const int repeat = std::max(1, int(kSlice / once));
+  if (repeat > 1) parts = {{whole}};
   double spent = 0;
   for (int round = 0; round < 5 || spent < seconds; ++round) {
     if (round % 8 == 0)
       row.peak = std::max(row.peak, measure_flops(lib, bf16, 0.002));
     double before = core_clock();
-    for (Slice& s : slices) {
-      const double took = run(s), after = core_clock();
-      s.seconds = std::min(s.seconds, took), spent += took * repeat;
+    for (Timed& p : parts) {
+      const double took = time(p.slices, repeat), after = core_clock();
+      p.seconds = std::min(p.seconds, took), spent += took * repeat;
       // the faster of the two, so as to count no cycle too few
-      s.cycles = std::min(s.cycles, took * std::max(before, after));
+      p.cycles = std::min(p.cycles, took * std::max(before, after));
       before = after;
     }
   }
   row.peak_per_cycle = measure_flops_per_cycle(lib, bf16);
-  for (const Slice& s : slices)
-    row.seconds += s.seconds, row.cycles += s.cycles;
+  for (const Timed& p : parts) row.seconds += p.seconds, row.cycles += p.cycles;
   return row;
 }
 
