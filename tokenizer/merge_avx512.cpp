@@ -5,16 +5,10 @@
 #include <algorithm>
 #include <bit>
 
+#include "tokenizer/function_target.h"
 #include "tokenizer/merge_short.h"
 
-#ifdef __clang__
-#pragma clang attribute push(                                            \
-    __attribute__((target("avx512f,avx512bw,avx512vl,bmi,bmi2,lzcnt"))), \
-    apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512vl,bmi,bmi2,lzcnt")
-#endif
+MOEC_TARGET_BEGIN("avx512f,avx512bw,avx512vl,bmi,bmi2,lzcnt")
 
 namespace moec::bpe {
 namespace {
@@ -154,8 +148,4 @@ void merge_short_avx512(const PairTable& pairs, std::span<ShortIds> pieces) {
 
 }  // namespace moec::bpe
 
-#ifdef __clang__
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+MOEC_TARGET_END

@@ -1,16 +1,10 @@
 // The block scanner on AVX2, two halves of 32 bytes.
 #include <immintrin.h>
 
+#include "tokenizer/function_target.h"
 #include "tokenizer/split_scalar.h"
 
-#ifdef __clang__
-#pragma clang attribute push(                              \
-    __attribute__((target("avx2,bmi,bmi2,lzcnt,popcnt"))), \
-    apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,bmi,bmi2,lzcnt,popcnt")
-#endif
+MOEC_TARGET_BEGIN("avx2,bmi,bmi2,lzcnt,popcnt")
 
 namespace moec::bpe {
 namespace {
@@ -66,8 +60,4 @@ SplitFunction split_avx2(Scan scan) { return function_of(scan); }
 
 }  // namespace moec::bpe
 
-#ifdef __clang__
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+MOEC_TARGET_END

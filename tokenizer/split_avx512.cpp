@@ -3,18 +3,11 @@
 
 #include <cstring>
 
+#include "tokenizer/function_target.h"
 #include "tokenizer/split_scalar.h"
 
-#ifdef __clang__
-#pragma clang attribute push(                                     \
-    __attribute__((target("avx512f,avx512bw,avx512vl,avx512vbmi," \
-                          "avx512vbmi2,bmi,bmi2,lzcnt,popcnt"))), \
-    apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target( \
+MOEC_TARGET_BEGIN(
     "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,bmi,bmi2,lzcnt,popcnt")
-#endif
 
 namespace moec::bpe {
 namespace {
@@ -107,8 +100,4 @@ SplitFunction split_avx512(Scan scan) { return function_of(scan); }
 
 }  // namespace moec::bpe
 
-#ifdef __clang__
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+MOEC_TARGET_END
