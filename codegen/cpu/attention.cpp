@@ -202,6 +202,7 @@ Fn dropout_factors(Emit& e, const AttentionSpec& s, int64_t ld) {
     V keep_factor = e.splat(e.f(1.0 / (1.0 - s.dropout)));
     V threshold = e.splat(e.i32(dropout_threshold(s.dropout)));
     V zero = e.zero(Ty::F32, 0);
+    const int L = e.lanes();
     auto words = [&](V block) {
       return emit_philox(e, block, {a[3], a[4]}, uint64_t(s.stream));
     };
@@ -213,11 +214,16 @@ Fn dropout_factors(Emit& e, const AttentionSpec& s, int64_t ld) {
     if (aligned) {
       e.loop(e.i(0), a[2], 64, [&](V k) {
         V tile = e.lshr(e.add(first, e.splat(k)), e.splat(e.i(2)));
-        e.loop(e.i(0), e.i(16), 1, [&](V l) {
-          auto w = words(e.add(tile, e.splat(l)));
+        // a block's rounds depend on each other: two blocks take turns
+        e.loop(e.i(0), e.i(16), 2, [&](V l) {
+          V low = e.add(tile, e.splat(l));
+          auto w = words(e.concat(low, e.add(low, e.splat(e.i(1)))));
           V p = e.at(a[0], e.mul(e.add(k, l), ld));
-          for (int i = 0; i < 4; ++i)
-            e.vstore(DType::F32, factor(w[i]), e.at(p, i * 16 * ld));
+          for (int i = 0; i < 8; ++i) {
+            V word = e.slice(w[i / 2], i % 2 * L, L);
+            e.vstore(DType::F32, factor(word),
+                     e.at(p, (i / 2 * 16 + i % 2) * ld));
+          }
         });
       });
       return;

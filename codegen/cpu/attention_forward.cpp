@@ -50,6 +50,7 @@ struct Forward {
   Emit& e;
   AttentionSpec s;  // k and v as the products read them
   const int L = e.lanes(), panel = 2 * L, rows = tile_rows(e.target());
+  const bool drop = s.dropout > 0;
 
   // scores(K, Qt, P, new_max, rel, from, to, V): tiles of keys from .. to
   Fn scores(int R, int C, bool masked) {
@@ -94,10 +95,11 @@ struct Forward {
     });
   }
 
-  // soften(P, stats, n): exponentials in place of n scores of lanes() queries,
-  // their sum, and the factor of what was summed before
+  // soften(P, stats, n, keep): exponentials in place of n scores of lanes()
+  // queries, their sum, and the factor of what was summed before
   Fn soften() {
-    return e.define("soften", {Ty::Ptr, Ty::Ptr, Ty::I64}, [&](const Vs& a) {
+    std::vector<Ty> params = {Ty::Ptr, Ty::Ptr, Ty::I64, Ty::Ptr};
+    return e.define("soften", params, [&](const Vs& a) {
       auto stat = [&](Stat k) { return e.at(a[1], k * panel); };
       V best = e.vload(DType::F32, stat(kNewMax));
       V alpha = exp2_fast(e, e.sub(e.vload(DType::F32, stat(kMax)), best));
@@ -109,8 +111,13 @@ struct Forward {
         for (int u = 0; u < n; ++u)
           x.push_back(exp2_fast(
               e, e.sub(e.vload(DType::F32, e.at(p, u * panel)), best)));
-        for (int u = 0; u < n; ++u)
-          e.vstore(DType::F32, x[u], e.at(p, u * panel));
+        V keep = drop ? e.at(a[3], e.mul(k, panel)) : nullptr;
+        for (int u = 0; u < n; ++u) {
+          V kept = x[u];
+          if (drop)
+            kept = e.mul(kept, e.vload(DType::F32, e.at(keep, u * panel)));
+          e.vstore(DType::F32, kept, e.at(p, u * panel));
+        }
         if (n == 1) return Vs{e.add(sums[0], x[0])};
         return Vs{e.add(sums[0], e.add(x[0], x[1])),
                   e.add(sums[1], e.add(x[2], x[3]))};
@@ -155,7 +162,6 @@ struct Forward {
   void kernel() {
     const Layout at(s, panel);
     const int64_t panels = (s.q_len + panel - 1) / panel;
-    const bool drop = s.dropout > 0;
     auto part = [&](int64_t offset) { return e.at(e.scratch(), offset); };
     // the last panels have most keys: they come first
     V bh = e.div(e.task(), e.i(panels));
@@ -215,24 +221,16 @@ struct Forward {
                {keys, e.at(qt, skip), e.at(pt, skip), e.at(stat(kNewMax), skip),
                 e.add(rel, -skip), from, to, e.at(v, e.mul(kb, s.v.row))});
       });
-      Fn soft = soften();
-      e.call(soft, {pt, stats, r.half});
-      e.call(soft, {e.at(pt, L), e.at(stats, L), r.end});
-      if (drop) {
-        V factors = part(at.keep);
+      V factors = part(at.keep);
+      for (int j = 0; drop && j < 2; ++j) {
         V row = e.mul(e.add(e.mul(bh, s.q_len), q0), s.k_len);
-        for (int j = 0; j < 2; ++j)
-          e.call(dropout_factors(e, s, panel),
-                 {e.at(factors, j * L), e.add(e.add(row, j * L * s.k_len), kb),
-                  r.end, key0, key1});
-        for (int j = 0; j < 2; ++j)
-          e.loop(zero, j ? r.end : r.half, 1, [&](V n) {
-            V i = e.add(e.mul(n, panel), j * L);
-            V x = e.mul(e.vload(DType::F32, e.at(pt, i)),
-                        e.vload(DType::F32, e.at(factors, i)));
-            e.vstore(DType::F32, x, e.at(pt, i));
-          });
+        e.call(dropout_factors(e, s, panel),
+               {e.at(factors, j * L), e.add(e.add(row, j * L * s.k_len), kb),
+                j ? r.end : r.half, key0, key1});
       }
+      Fn soft = soften();
+      e.call(soft, {pt, stats, r.half, factors});
+      e.call(soft, {e.at(pt, L), e.at(stats, L), r.end, e.at(factors, L)});
       V rows_of_v = e.at(v, e.mul(kb, s.v.row));
       e.call(values(2, true),
              {rows_of_v, pt, ot, stat(kAlpha), r.half, next_q, o});

@@ -9,6 +9,17 @@ std::array<V, 4> emit_philox(Emit& e, V block, std::array<V, 2> key,
   // Words live in the low halves of 64-bit lanes, whose products then need no
   // taking apart; what is in the high halves does not matter.
   V low = all(e.i(0xffffffff)), half = all(e.i(32));
+  // The even counters come first, then the odd ones: two vectors of words are
+  // one of 32 bits by a shift and a blend.
+  std::vector<int> even, odd;
+  std::vector<int64_t> is_odd;
+  for (int l = 0; l < w; ++l) {
+    (l % 2 ? odd : even).push_back(l);
+    is_odd.push_back(l % 2);
+  }
+  if (w > 1)
+    block = e.concat(e.shuffle(block, nullptr, even),
+                     e.shuffle(block, nullptr, odd));
   std::array<V, 4> c = {block, e.lshr(block, half),
                         all(e.i(int64_t(stream & 0xffffffff))),
                         all(e.i(int64_t(stream >> 32)))};
@@ -24,7 +35,16 @@ std::array<V, 4> emit_philox(Emit& e, V block, std::array<V, 2> key,
     k0 = e.add(k0, e.i32(0x9E3779B9));
     k1 = e.add(k1, e.i32(0xBB67AE85));
   }
-  for (V& word : c) word = e.trunc(word, Ty::I32);
+  for (V& word : c) {
+    if (w == 1) {
+      word = e.trunc(word, Ty::I32);
+      continue;
+    }
+    V high = e.shl(e.slice(word, w / 2, w / 2), e.splat(e.i(32), w / 2));
+    word = e.select(e.ne(e.vec(Ty::I32, is_odd), e.zero(Ty::I32, w)),
+                    e.revector(high, Ty::I32),
+                    e.revector(e.slice(word, 0, w / 2), Ty::I32));
+  }
   return c;
 }
 
