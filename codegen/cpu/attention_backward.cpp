@@ -8,6 +8,9 @@ namespace {
 // A row of the P^T and dS^T blocks: padded, so that rows spread over the cache.
 constexpr int64_t kBlockRow = kQueryBlock + 16;
 
+// Rows of the tallest tiles of keys; two of them are three of the usual ones.
+constexpr int kTallRows = 12;
+
 // Copies of rows pay where many rows share few sets of the cache.
 bool apart(const AttentionSpec& s) { return rows_apart(s, 512); }
 
@@ -45,6 +48,7 @@ struct Backward {
   AttentionSpec s = in;     // those of the rows that the products use
   const bool copies = apart(in);
   const int L = e.lanes(), panel = 2 * L, rows = tile_rows(e.target());
+  const bool many = e.target().registers >= 32;
   const bool drop = s.dropout > 0;
   const int64_t shift = s.k_len - s.q_len;
 
@@ -110,9 +114,26 @@ struct Backward {
                          {{e.at(a[0], d), 1, s.k.row}}, a[1], kBlockRow, a[3]);
         store_tile(e, t, c, to, panel);
       };
-      const int64_t whole = s.dim / rows * rows;
-      if (whole) e.loop(e.i(0), e.i(whole), rows, [&](V d) { block(d, rows); });
+      // many channels: tall tiles, which load least, in fours, since low ones
+      // then fill what is left
+      const int64_t tall = many && s.dim >= 128 ? s.dim / 56 * 56 : 0;
+      const int64_t whole = tall + (s.dim - tall) / rows * rows;
+      if (tall) e.loop(e.i(0), e.i(tall), 14, [&](V d) { block(d, 14); });
+      if (whole > tall)
+        e.loop(e.i(tall), e.i(whole), rows, [&](V d) { block(d, rows); });
       if (whole < s.dim) block(e.i(whole), int(s.dim - whole));
+    });
+  }
+
+  // unseen(P, dS, keys): zeros where tiles of keys that are taller than those
+  // of gradients reach past the last key that lanes() queries see
+  Fn unseen() {
+    return e.define("u", {Ty::Ptr, Ty::Ptr, Ty::I64}, [&](const Vs& a) {
+      e.loop(e.i(0), a[2], 1, [&](V k) {
+        for (int i = 0; i < 2; ++i)
+          e.vstore(DType::F32, e.zero(Ty::F32, 0),
+                   e.at(a[i], e.mul(k, kBlockRow)));
+      });
     });
   }
 
@@ -124,14 +145,19 @@ struct Backward {
                        "_" + std::to_string(ldc);
     std::vector<Ty> params = {Ty::Ptr, Ty::Ptr, Ty::Ptr, Ty::I64};
     return e.define(name, params, [=, this](const Vs& a) {
-      auto block = [&](V d, int C, V mask) {
+      auto part = [&](V d, int from, int R, int C, V mask) {
         LaneTile t{R, C, L};
-        V to = e.at(a[2], d);
+        V to = e.at(e.at(a[2], from * ldc), d);
         Vs c = tile_product(e, t, load_tile(e, t, to, ldc, mask),
-                            {{a[0], kBlockRow, 1}}, e.at(a[1], d), ldx, a[3],
-                            mask);
+                            {{e.at(a[0], from * kBlockRow), kBlockRow, 1}},
+                            e.at(a[1], d), ldx, a[3], mask);
         store_tile(e, t, c, to, ldc, mask);
       };
+      auto block = [&](V d, int C, V mask) { part(d, 0, R, C, mask); };
+      if (R == kTallRows && channels == 4 * L) {
+        for (int from : {0, R / 2}) part(e.i(0), from, R / 2, 4, nullptr);
+        return;
+      }
       const int64_t whole = channels / panel * panel;
       if (whole)
         e.loop(e.i(0), e.i(whole), panel, [&](V d) { block(d, 2, nullptr); });
@@ -323,6 +349,15 @@ struct Backward {
                                   e.at(e.at(st, L), e.mul(r.half, kBlockRow)),
                                   e.at(dq, L), e.sub(r.end, r.half)});
             });
+          if (!many || !s.causal) return;
+          for (int j = 0; j < 2; ++j) {
+            V end = j ? r.end : r.half;
+            V n = e.min(e.i(kTallRows), e.sub(e.i(kKeyBlock), end));
+            auto after = [&](V p) {
+              return e.at(e.at(p, j * L), e.mul(end, kBlockRow));
+            };
+            e.call(unseen(), {after(pt), after(st), n});
+          }
         });
         auto keys = [&](V key, int R) {
           V qs = qg;
@@ -342,7 +377,12 @@ struct Backward {
         V seen = whole;
         if (s.causal)
           seen = e.min(whole, ceil_to(e, e.add(e.sub(to, kb), shift), rows));
-        e.loop(zero, seen, rows, [&](V key) { keys(key, rows); });
+        V tall = zero;
+        if (many) {
+          tall = e.mul(e.div(seen, e.i(2 * kTallRows)), 2 * kTallRows);
+          e.loop(zero, tall, kTallRows, [&](V key) { keys(key, kTallRows); });
+        }
+        e.loop(tall, seen, rows, [&](V key) { keys(key, rows); });
         if (int rest = int(s.k_len % rows))
           e.if_(e.lt(seen, block), [&] {
             if (!s.causal) return keys(whole, rest);
