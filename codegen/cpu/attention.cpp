@@ -100,10 +100,11 @@ KernelSpec attention_sum(const AttentionSpec& s, const Target&) {
   return spec;
 }
 
-bool rows_apart(const AttentionSpec& s, int64_t stride) {
+bool rows_apart(const AttentionSpec& s) {
+  constexpr int64_t kApart = 512;  // elements
   bool apart = s.q.row != s.dim || s.k.row != s.dim || s.v.row != s.value_dim ||
                s.o.row != s.value_dim;
-  return apart && std::max({s.q.row, s.k.row, s.v.row, s.o.row}) >= stride;
+  return apart && std::max({s.q.row, s.k.row, s.v.row, s.o.row}) >= kApart;
 }
 
 double attention_pairs(const AttentionSpec& s) {
@@ -147,41 +148,46 @@ V ceil_to(Emit& e, V n, int64_t multiple) {
 }
 V clamp(Emit& e, V n, V low, V high) { return e.min(e.max(n, low), high); }
 
-KeyRange key_range(Emit& e, const AttentionSpec& s, V q0, V kb, V block) {
+KeyRange key_range(Emit& e, const AttentionSpec& s, int vectors, V q0, V kb,
+                   V block) {
   const int R = tile_rows(e.target()), L = e.lanes();
   V zero = e.i(0);
-  if (!s.causal) return {block, block, block, zero};
+  if (!s.causal) return {Vs(vectors, block), block, zero};
   // position of the panel's first query, counted from the block's first key
   V rel = e.sub(e.add(q0, s.k_len - s.q_len), kb);
   KeyRange r;
-  r.end = clamp(e, ceil_to(e, e.add(rel, 2 * L), R), zero, block);
-  r.half = clamp(e, ceil_to(e, e.add(rel, L), R), zero, r.end);
-  r.whole = clamp(e, floor_to(e, e.add(rel, 1), R), zero, r.end);
+  for (int j = 1; j <= vectors; ++j)
+    r.ends.push_back(clamp(e, ceil_to(e, e.add(rel, j * L), R), zero, block));
+  r.whole = clamp(e, floor_to(e, e.add(rel, 1), R), zero, r.ends.back());
   r.low = zero;
   if (s.window)
-    r.low = clamp(e, ceil_to(e, e.add(rel, 2 * L - s.window), R), zero, r.half);
+    r.low = clamp(e, ceil_to(e, e.add(rel, vectors * L - s.window), R), zero,
+                  r.ends[0]);
   return r;
 }
 
 void for_key_tiles(Emit& e, const AttentionSpec& s, const KeyRange& r,
                    const TileRange& tiles) {
   const int R = tile_rows(e.target());
-  const int rest = int(s.k_len % R);
-  V zero = e.i(0), end = floor_to(e, r.end, R);
-  V whole = e.min(r.whole, end), half = e.min(r.half, end);
-  V low = e.min(r.low, end);
-  if (s.window) tiles(R, 2, true, zero, low);
-  tiles(R, 2, false, low, whole);
-  if (s.causal) {
-    tiles(R, 2, true, e.max(low, whole), half);
-    tiles(R, 1, true, e.max(e.max(low, whole), half), end);
+  const int rest = int(s.k_len % R), vectors = int(r.ends.size());
+  V zero = e.i(0), last = r.ends.back(), end = floor_to(e, last, R);
+  V low = e.min(r.low, end), from = e.max(low, e.min(r.whole, end));
+  if (s.window) tiles(R, vectors, true, zero, low);
+  tiles(R, vectors, false, low, from);
+  for (int j = 0; s.causal && j < vectors; ++j) {
+    V to = e.max(from, e.min(r.ends[j], end));
+    tiles(R, vectors - j, true, from, to);
+    from = to;
   }
   if (!rest) return;
   // the last tile of all keys has fewer rows
-  if (!s.causal) return tiles(rest, 2, false, end, r.end);
-  e.if_(
-      e.gt(r.half, end), [&] { tiles(rest, 2, true, end, r.end); },
-      [&] { tiles(rest, 1, true, end, r.end); });
+  if (!s.causal) return tiles(rest, vectors, false, end, last);
+  std::function<void(int)> seen_from = [&](int j) {
+    auto here = [&] { tiles(rest, vectors - j, true, end, last); };
+    if (j + 1 == vectors) return here();
+    e.if_(e.gt(r.ends[j], end), here, [&] { seen_from(j + 1); });
+  };
+  seen_from(0);
 }
 
 V lane_mask(Emit& e, const AttentionSpec& s, V rel, int col) {
@@ -243,22 +249,20 @@ Fn dropout_factors(Emit& e, const AttentionSpec& s, int64_t ld) {
   return e.define("keep", {Ty::Ptr, Ty::I64, Ty::I64, Ty::I32, Ty::I32}, body);
 }
 
-Fn pack_function(Emit& e, const std::string& name, int64_t stride, int64_t cols,
-                 double scale) {
+Fn pack_function(Emit& e, const std::string& name, int64_t panel,
+                 int64_t stride, int64_t cols, double scale) {
   return e.define(name, {Ty::Ptr, Ty::Ptr, Ty::I64}, [&](const Vs& a) {
-    pack_rows(e, clamped_rows(e, a[0], stride, a[2]), cols, a[1],
-              panel_lanes(e.target()),
-              scale == 1 ? nullptr : e.splat(e.f(scale)),
-              panel_lanes(e.target()) * stride);
+    pack_rows(e, clamped_rows(e, a[0], stride, a[2]), cols, a[1], panel,
+              scale == 1 ? nullptr : e.splat(e.f(scale)), panel * stride);
   });
 }
 
-Fn unpack_function(Emit& e, const std::string& name, int64_t stride,
-                   int64_t cols) {
+Fn unpack_function(Emit& e, const std::string& name, int64_t panel,
+                   int64_t stride, int64_t cols) {
   return e.define(name, {Ty::Ptr, Ty::Ptr, Ty::Ptr, Ty::I64}, [&](const Vs& a) {
     V factor = e.vload(DType::F32, a[1]);
     unpack_rows(
-        e, a[0], panel_lanes(e.target()), cols, factor,
+        e, a[0], panel, cols, factor,
         [&](int r) { return e.at(a[2], r * stride); }, a[3]);
   });
 }

@@ -11,9 +11,6 @@ constexpr int64_t kBlockRow = kQueryBlock + 16;
 // Rows of the tallest tiles of keys; two of them are three of the usual ones.
 constexpr int kTallRows = 12;
 
-// Copies of rows pay where many rows share few sets of the cache.
-bool apart(const AttentionSpec& s) { return rows_apart(s, 512); }
-
 // Scratch, in f32: panels of Q^T, dO^T and dQ^T for all queries of one head,
 // log-sum-exp (base 2) and rowsum(dO O) per query, then one block of P^T and
 // dS^T, and of dropout factors; then the copies of rows.
@@ -31,8 +28,8 @@ struct Layout {
     ds = p + kKeyBlock * kBlockRow;
     keep = ds + kKeyBlock * kBlockRow;
     k = keep + (s.dropout > 0 ? kKeyBlock * panel : 0);
-    const int64_t keys = apart(s) ? s.k_len : 0;
-    const int64_t queries = apart(s) ? s.q_len : 0;
+    const int64_t keys = rows_apart(s) ? s.k_len : 0;
+    const int64_t queries = rows_apart(s) ? s.q_len : 0;
     v = k + keys * s.dim;
     dk = v + keys * s.value_dim;
     dv = dk + keys * s.dim;
@@ -46,7 +43,7 @@ struct Backward {
   Emit& e;
   const AttentionSpec& in;  // the views of the buffers
   AttentionSpec s = in;     // those of the rows that the products use
-  const bool copies = apart(in);
+  const bool copies = rows_apart(in);
   const int L = e.lanes(), panel = 2 * L, rows = tile_rows(e.target());
   const bool many = e.target().registers >= 32;
   const bool drop = s.dropout > 0;
@@ -263,8 +260,9 @@ struct Backward {
         copy(head.dout, in.o.row, at.dout_rows, s.value_dim);
       }
       V lse = e.at(e.buffer(4), e.mul(bh, s.q_len));
-      Fn pack_q = pack_function(e, "packq", s.q.row, s.dim, s.scale * kLog2e);
-      Fn pack_o = pack_function(e, "packo", s.o.row, s.value_dim, 1);
+      Fn pack_q =
+          pack_function(e, "packq", panel, s.q.row, s.dim, s.scale * kLog2e);
+      Fn pack_o = pack_function(e, "packo", panel, s.o.row, s.value_dim, 1);
       for_panels([&](V q0, V count) {
         V q = e.at(head.q, e.mul(q0, s.q.row));
         V g = e.at(head.dout, e.mul(q0, s.o.row));
@@ -284,7 +282,7 @@ struct Backward {
       e.vstore(DType::F32, e.splat(e.f(s.scale)), scale);
       const int64_t dq_row = alone ? in.dq.row : s.dim;
       if (!alone) dq = partial_rows(e, s, e.buffer(out + 3), own.number, bh);
-      Fn unpack = unpack_function(e, "unpack", dq_row, s.dim);
+      Fn unpack = unpack_function(e, "unpack", panel, dq_row, s.dim);
       for_panels([&](V q0, V count) {
         for (int j = 0; j < 2; ++j)
           e.call(unpack, {e.at(part(at.dq + j * L), e.mul(q0, s.dim)), scale,
@@ -320,7 +318,7 @@ struct Backward {
         V to = e.min(e.add(qg, kQueryBlock), last);
         V from = e.max(qg, floor_to(e, first, panel));
         e.loop(from, to, panel, [&](V q0) {
-          KeyRange r = key_range(e, s, q0, kb, block);
+          KeyRange r = key_range(e, s, 2, q0, kb, block);
           V column = e.sub(q0, qg);
           V pt = e.at(p, column), st = e.at(ds, column);
           V keep = part(at.keep);
@@ -329,7 +327,7 @@ struct Backward {
             for (int j = 0; j < 2; ++j)
               e.call(dropout_factors(e, s, panel),
                      {e.at(keep, j * L), e.add(e.add(row, j * L * s.k_len), kb),
-                      r.end, head.key0, head.key1});
+                      r.ends[1], head.key0, head.key1});
           }
           V rel = e.sub(kb, e.add(q0, shift));
           for_key_tiles(e, s, r, [&](int R, int C, bool masked, V a, V b) {
@@ -341,20 +339,21 @@ struct Backward {
                  e.at(pt, skip), e.at(st, skip), e.at(part(at.lse + skip), q0),
                  e.add(rel, -skip), a, b, e.at(keep, skip)});
           });
+          V half = r.ends[0], end = r.ends[1];
           V dq = e.at(part(at.dq), e.mul(q0, s.dim));
-          e.call(queries(2), {k, st, dq, r.half});
+          e.call(queries(2), {k, st, dq, half});
           if (s.causal)
-            e.if_(e.lt(r.half, r.end), [&] {
-              e.call(queries(1), {e.at(k, e.mul(r.half, s.k.row)),
-                                  e.at(e.at(st, L), e.mul(r.half, kBlockRow)),
-                                  e.at(dq, L), e.sub(r.end, r.half)});
+            e.if_(e.lt(half, end), [&] {
+              e.call(queries(1), {e.at(k, e.mul(half, s.k.row)),
+                                  e.at(e.at(st, L), e.mul(half, kBlockRow)),
+                                  e.at(dq, L), e.sub(end, half)});
             });
           if (!many || !s.causal) return;
           for (int j = 0; j < 2; ++j) {
-            V end = j ? r.end : r.half;
-            V n = e.min(e.i(kTallRows), e.sub(e.i(kKeyBlock), end));
+            V own = j ? end : half;
+            V n = e.min(e.i(kTallRows), e.sub(e.i(kKeyBlock), own));
             auto after = [&](V p) {
-              return e.at(e.at(p, j * L), e.mul(end, kBlockRow));
+              return e.at(e.at(p, j * L), e.mul(own, kBlockRow));
             };
             e.call(unseen(), {after(pt), after(st), n});
           }

@@ -20,12 +20,12 @@ std::string attention_key(const char* kernel, const AttentionSpec&);
 // Which keys of a block a panel of queries meets. Counts from the block's
 // first key `kb`, all multiples of the tile's rows or the block's end.
 struct KeyRange {
-  V end;    // keys that any lane sees
-  V half;   // keys that the lower half of the lanes sees
+  Vs ends;  // keys that each vector of queries sees, the last one most
   V whole;  // keys up to which no causal mask is needed
   V low;    // keys up to which the window's mask is needed
 };
-KeyRange key_range(Emit&, const AttentionSpec&, V q0, V kb, V block);
+KeyRange key_range(Emit&, const AttentionSpec&, int vectors, V q0, V kb,
+                   V block);
 
 // Calls tiles(rows, cols, masked, from, to) for the ranges of key tiles.
 using TileRange =
@@ -43,12 +43,12 @@ V lane_mask(Emit&, const AttentionSpec&, V rel, int col);
 // n is rounded up to 64.
 Fn dropout_factors(Emit&, const AttentionSpec&, int64_t ld);
 
-// Functions pack(src, dst, count) and unpack(src, factor, dst, count) of a
-// half panel; strides and factors are fixed by the arguments.
-Fn pack_function(Emit&, const std::string& name, int64_t stride, int64_t cols,
-                 double scale);
-Fn unpack_function(Emit&, const std::string& name, int64_t stride,
-                   int64_t cols);
+// Functions pack(src, dst, count) and unpack(src, factor, dst, count) of one
+// vector of a panel; strides and factors are fixed by the arguments.
+Fn pack_function(Emit&, const std::string& name, int64_t panel, int64_t stride,
+                 int64_t cols, double scale);
+Fn unpack_function(Emit&, const std::string& name, int64_t panel,
+                   int64_t stride, int64_t cols);
 
 // Where the parts of the keys that have different owners in the backward begin,
 // and the end. A handful of heads with many keys has several, for more threads
@@ -65,9 +65,9 @@ KeyPart key_part(Emit&, const AttentionSpec&, V task);
 // multiple of 32.
 V partial_rows(Emit&, const AttentionSpec&, V base, V number, V bh);
 
-// Whether rows of one head lie `stride` or more elements apart, and not side by
-// side. They share few sets of the cache then.
-bool rows_apart(const AttentionSpec&, int64_t stride);
+// Whether rows of one head lie so far apart, and not side by side, that they
+// share few sets of the cache: copies of them then pay.
+bool rows_apart(const AttentionSpec&);
 
 // The kernels on bf16: what they emit and the scratch they need.
 int64_t pairs_packed_bytes(const AttentionSpec&);

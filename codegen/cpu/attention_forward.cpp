@@ -25,8 +25,7 @@ struct Layout {
 };
 enum Stat { kMax, kSum, kNewMax, kAlpha };  // rows of the statistics
 
-// From rows a page apart the products would wait for L2 and beyond.
-bool packs(const AttentionSpec& s) { return !s.bf16 && rows_apart(s, 1024); }
+bool packs(const AttentionSpec& s) { return !s.bf16 && rows_apart(s); }
 constexpr int64_t kPackedRows = 256;  // keys of one task
 
 // Keys, then values of each (batch, kv head), side by side.
@@ -46,10 +45,18 @@ void emit_pack(Emit& e, const AttentionSpec& s) {
   copy(1, s.v, s.value_dim, e.at(to, s.k_len * s.dim));
 }
 
+// Vectors of queries in a task. Three load least for a sum, but half of what
+// the mask cuts from a panel is lost, and so is what the last panel lacks.
+int query_vectors(const AttentionSpec& s, const Target& t) {
+  const bool wide = !s.bf16 && s.q_len >= (s.causal ? 1024 : 512);
+  return wide ? wide_vectors(t) : 2;
+}
+
 struct Forward {
   Emit& e;
   AttentionSpec s;  // k and v as the products read them
-  const int L = e.lanes(), panel = 2 * L, rows = tile_rows(e.target());
+  const int vectors = query_vectors(s, e.target());
+  const int L = e.lanes(), panel = vectors * L, rows = tile_rows(e.target());
   const bool drop = s.dropout > 0;
 
   // scores(K, Qt, P, new_max, rel, from, to, V): tiles of keys from .. to
@@ -190,8 +197,8 @@ struct Forward {
     V qt = part(at.q), pt = part(at.p), ot = part(at.o), stats = part(at.stats);
     auto stat = [&](Stat k) { return e.at(stats, k * panel); };
 
-    Fn pack = pack_function(e, "pack", s.q.row, s.dim, s.scale * kLog2e);
-    for (int j = 0; j < 2; ++j) {
+    Fn pack = pack_function(e, "pack", panel, s.q.row, s.dim, s.scale * kLog2e);
+    for (int j = 0; j < vectors; ++j) {
       e.call(pack,
              {e.at(q, j * L * s.q.row), e.at(qt, j * L), e.add(count, -j * L)});
       for (Stat k : {kMax, kNewMax})
@@ -212,47 +219,50 @@ struct Forward {
     }
     e.loop(from, to, kKeyBlock, [&](V kb) {
       V block = e.min(e.i(kKeyBlock), e.sub(e.i(s.k_len), kb));
-      KeyRange r = key_range(e, s, q0, kb, block);
+      KeyRange r = key_range(e, s, vectors, q0, kb, block);
       V rel = e.sub(kb, e.add(q0, shift));
       V keys = e.at(k, e.mul(kb, s.k.row));
       for_key_tiles(e, s, r, [&](int R, int C, bool masked, V from, V to) {
-        const int skip = C == 2 ? 0 : L;  // the upper half of the lanes alone
+        const int skip = (vectors - C) * L;  // the upper lanes alone
         e.call(scores(R, C, masked),
                {keys, e.at(qt, skip), e.at(pt, skip), e.at(stat(kNewMax), skip),
                 e.add(rel, -skip), from, to, e.at(v, e.mul(kb, s.v.row))});
       });
       V factors = part(at.keep);
-      for (int j = 0; drop && j < 2; ++j) {
+      for (int j = 0; drop && j < vectors; ++j) {
         V row = e.mul(e.add(e.mul(bh, s.q_len), q0), s.k_len);
         e.call(dropout_factors(e, s, panel),
                {e.at(factors, j * L), e.add(e.add(row, j * L * s.k_len), kb),
-                j ? r.end : r.half, key0, key1});
+                r.ends[j], key0, key1});
       }
       Fn soft = soften();
-      e.call(soft, {pt, stats, r.half, factors});
-      e.call(soft, {e.at(pt, L), e.at(stats, L), r.end, e.at(factors, L)});
+      for (int j = 0; j < vectors; ++j)
+        e.call(soft, {e.at(pt, j * L), e.at(stats, j * L), r.ends[j],
+                      e.at(factors, j * L)});
       V rows_of_v = e.at(v, e.mul(kb, s.v.row));
-      e.call(values(2, true),
-             {rows_of_v, pt, ot, stat(kAlpha), r.half, next_q, o});
-      if (s.causal)
-        e.if_(e.lt(r.half, r.end), [&] {
-          V done = e.mul(r.half, s.v.row);
-          e.call(values(1, false),
-                 {e.at(rows_of_v, done),
-                  e.at(e.at(pt, L), e.mul(r.half, panel)), e.at(ot, L),
-                  e.at(stat(kAlpha), L), e.sub(r.end, r.half), next_q, o});
+      e.call(values(vectors, true),
+             {rows_of_v, pt, ot, stat(kAlpha), r.ends[0], next_q, o});
+      for (int j = 1; s.causal && j < vectors; ++j) {
+        V done = r.ends[j - 1];
+        e.if_(e.lt(done, r.ends[j]), [&] {
+          e.call(
+              values(vectors - j, false),
+              {e.at(rows_of_v, e.mul(done, s.v.row)),
+               e.at(e.at(pt, j * L), e.mul(done, panel)), e.at(ot, j * L),
+               e.at(stat(kAlpha), j * L), e.sub(r.ends[j], done), next_q, o});
         });
+      }
     });
 
-    for (int j = 0; j < 2; ++j) {
+    for (int j = 0; j < vectors; ++j) {
       V sum = e.vload(DType::F32, e.at(stat(kSum), j * L));
       V best = e.vload(DType::F32, e.at(stat(kMax), j * L));
       e.vstore(DType::F32, e.fma(best, e.f(kLn2), e.log(sum)), e.at(lse, j * L),
                e.mask(e.add(count, -j * L)));
       e.vstore(DType::F32, e.div(e.f(1), sum), e.at(stat(kAlpha), j * L));
     }
-    Fn unpack = unpack_function(e, "unpack", s.o.row, s.value_dim);
-    for (int j = 0; j < 2; ++j)
+    Fn unpack = unpack_function(e, "unpack", panel, s.o.row, s.value_dim);
+    for (int j = 0; j < vectors; ++j)
       e.call(unpack, {e.at(ot, j * L), e.at(stat(kAlpha), j * L),
                       e.at(o, j * L * s.o.row), e.add(count, -j * L)});
   }
@@ -282,7 +292,7 @@ KernelSpec attention_pack(const AttentionSpec& s, const Target&) {
 
 KernelSpec attention_forward(const AttentionSpec& s, const Target& target) {
   MOEC_CHECK(s.window == 0 || s.causal);
-  const int64_t panel = panel_lanes(target);
+  const int64_t panel = query_vectors(s, target) * target.lanes;
   const int64_t panels = (s.q_len + panel - 1) / panel;
   const double pairs = attention_pairs(s) * double(s.batch * s.heads);
   KernelSpec spec;

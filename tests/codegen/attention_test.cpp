@@ -192,6 +192,7 @@ TEST_CASE("attention agrees with the definition") {
     check_both(t, make_spec(2, 2, 2, 64, 64, 32, 32, true));
     check_both(t, make_spec(1, 1, 1, 5, 150, 16, 16, true));
     check_both(t, make_spec(1, 2, 1, 130, 700, 33, 64, true));
+    check(t, make_spec(1, 1, 1, 90, 90, 132, 130, true));
     // keys with several owners
     check_both(t, make_spec(1, 2, 1, 1101, 1101, 20, 9, true));
     check_both(t, make_spec(1, 1, 1, 45, 1600, 16, 16, false));
@@ -201,6 +202,12 @@ TEST_CASE("attention agrees with the definition") {
     window = make_spec(1, 2, 1, 300, 300, 16, 24, true);
     window.window = 47;
     check_both(t, window);
+    // queries so many that the forward's tasks have more
+    window = make_spec(1, 1, 1, 1030, 1043, 8, 8, true);
+    window.window = 131;
+    window.set_layout(true);
+    check(t, window);
+    check(t, make_spec(1, 1, 1, 530, 91, 8, 8, false));
   }
 }
 
@@ -213,6 +220,9 @@ TEST_CASE("attention regenerates dropout from its counter") {
     s = make_spec(2, 4, 2, 192, 192, 8, 8, true);
     s.dropout = 0.2, s.stream = 7;
     check_both(t, s);
+    s = make_spec(1, 1, 1, 1088, 1088, 8, 8, true);
+    s.dropout = 0.3, s.stream = 1;
+    check(t, s);
   }
 }
 
