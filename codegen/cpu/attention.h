@@ -40,7 +40,7 @@ struct AttentionSpec {
 int64_t attention_packed_bytes(const AttentionSpec&);
 KernelSpec attention_pack(const AttentionSpec&, const Target&);
 // Buffers: q, k, v, (key u32[2] if dropout > 0), o, lse f32[B,H,T], and what
-// attention_pack wrote if there are such bytes; then k and v come from there.
+// attention_pack wrote if there are such bytes; what it wrote comes from there.
 KernelSpec attention_forward(const AttentionSpec&, const Target&);
 // Buffers: q, k, v, o, lse, do, (key), dq, dk, dv; where the keys have several
 // owners also what each adds to dq, of so many bytes, instead of dq itself,

@@ -32,13 +32,25 @@ struct TransposedKeys {
   }
 };
 
-// What one (batch, kv head) has in the workspace of the forward: K, then V^T.
+// Whether rows of keys can be an operand A where they lie: whole steps of them,
+// and so near each other that they spread over the cache.
+inline bool rows_stand(const AttentionSpec& s, const AttentionView& v,
+                       int64_t channels) {
+  return s.k_len % kPairStep == 0 && channels % kPairStep == 0 && v.row <= 512;
+}
+
+// What one (batch, kv head) has in the workspace of the forward: K, unless it
+// stands as it is, then V^T. `row` is a row of K in bytes, wherever it lies.
 struct PackedKeys {
-  int64_t keys, v, bytes;
+  bool as_it_stands;
+  int64_t keys, row, v, bytes;
   TransposedKeys vt;
   explicit PackedKeys(const AttentionSpec& s)
-      : keys(pair_padded(s.k_len)), vt(keys, PairSizes(s).value_dim) {
-    v = keys * PairSizes(s).row_k;
+      : as_it_stands(rows_stand(s, s.k, s.dim)),
+        keys(pair_padded(s.k_len)),
+        row(as_it_stands ? 2 * s.k.row : PairSizes(s).row_k),
+        vt(keys, PairSizes(s).value_dim) {
+    v = as_it_stands ? 0 : keys * row;
     bytes = v + vt.bytes;
   }
 };

@@ -9,11 +9,12 @@ constexpr int64_t kKeys = kKeyPanel, kQueries = 128;  // of a block
 // A row of the P and dS blocks, in bytes: an odd number of cache lines.
 constexpr int64_t kBlockBytes = 2 * kQueries + 64;
 
-// Scratch, in bytes. Of the keys of a head: K, V, K^T, and f32 dK and dV. Of
-// the queries of one head, in panels of 2 * lanes(): pairs of Q^T and dO^T and
-// f32 dQ^T; in pairs of rows: Q and dO; log-sum-exp (base 2) and rowsum(dO O).
-// Then two strips each of f32 S^T and dP^T, the block of P^T and dS^T in rows,
-// of dS^T in pairs of keys, and dropout factors.
+// Scratch, in bytes. Of the keys of a head: K and V unless they stand as they
+// are, K^T, and f32 dK and dV. Of the queries of one head, in panels of 2 *
+// lanes(): pairs of Q^T and dO^T and f32 dQ^T; in pairs of rows: Q and dO;
+// log-sum-exp (base 2) and rowsum(dO O). Then two strips each of f32 S^T and
+// dP^T, the block of P^T and dS^T in rows, of dS^T in pairs of keys, and
+// dropout factors.
 struct Layout {
   int64_t k, v, kt, dk, dv, qt, gt, dqt, q, g, lse, delta;
   int64_t s, dp, other, p, ds, pairs, keep, end;
@@ -28,7 +29,8 @@ struct Layout {
       at += (bytes + 63) / 64 * 64;
       return here;
     };
-    k = take(keys * n.row_k), v = take(keys * n.row_v);
+    k = take(rows_stand(spec, spec.k, spec.dim) ? 0 : keys * n.row_k);
+    v = take(rows_stand(spec, spec.v, spec.value_dim) ? 0 : keys * n.row_v);
     kt = take(transposed.bytes);
     dk = take(keys * n.dim * 4), dv = take(keys * n.value_dim * 4);
     qt = take(rows * n.row_k), gt = take(rows * n.row_v);
@@ -53,6 +55,12 @@ struct Backward {
   const bool drop = s.dropout > 0;
   const int64_t shift = s.k_len - s.q_len;
   KeyPart own = {};
+  // K and V as the products read them, and their rows in bytes
+  const bool k_stands = rows_stand(s, s.k, s.dim);
+  const bool v_stands = rows_stand(s, s.v, s.value_dim);
+  const int64_t row_k = k_stands ? 2 * s.k.row : size.row_k;
+  const int64_t row_v = v_stands ? 2 * s.v.row : size.row_v;
+  V k_rows = nullptr, v_rows = nullptr;
 
   // K^T of the block whose first key is `kb`.
   V transposed_at(V kb) {
@@ -75,12 +83,11 @@ struct Backward {
       }
       V n = e.i(kPairStep);
       auto multiply = [&](V k, V to) {
-        pair_product(
-            e,
-            {e.at(a[0], e.mul(k, size.row_k), 1), size.row_k, a[2], ld, to, ld},
-            n, e.i(size.dim), false);
         pair_product(e,
-                     {e.at(a[1], e.mul(k, size.row_v), 1), size.row_v, a[3], ld,
+                     {e.at(a[0], e.mul(k, row_k), 1), row_k, a[2], ld, to, ld},
+                     n, e.i(size.dim), false);
+        pair_product(e,
+                     {e.at(a[1], e.mul(k, row_v), 1), row_v, a[3], ld,
                       e.at(to, at.dp - at.s, 1), ld},
                      n, e.i(size.value_dim), false);
       };
@@ -228,7 +235,8 @@ struct Backward {
       V pairs = part(at.pairs);
       auto part_of = [&](bool masked, V from, V to) {
         e.call(gradients(masked),
-               {keys(at.k, size.row_k, zero), keys(at.v, size.row_v, zero),
+               {e.at(k_rows, e.mul(kb, row_k), 1),
+                e.at(v_rows, e.mul(kb, row_v), 1),
                 queries_at(at.qt, size.row_k, q0),
                 queries_at(at.gt, size.row_v, q0), e.at(part(at.p), column, 2),
                 e.at(part(at.ds), column, 2), pairs, e.at(part(at.lse), q0),
@@ -313,8 +321,10 @@ struct Backward {
     };
     PairRows k{view(1, s.k, kv), s.k.row, count, s.dim};
     PairRows v{view(2, s.v, kv), s.v.row, count, s.value_dim};
-    pack_plain(e, k, low, all, own_part(at.k, size.row_k), size.row_k);
-    pack_plain(e, v, low, all, own_part(at.v, size.row_v), size.row_v);
+    k_rows = k_stands ? k.base : part(at.k);
+    v_rows = v_stands ? v.base : part(at.v);
+    if (!k_stands) pack_plain(e, k, low, all, own_part(at.k, row_k), row_k);
+    if (!v_stands) pack_plain(e, v, low, all, own_part(at.v, row_v), row_v);
     e.loop(low, own.high, kKeys, [&](V kb) {
       V n = e.min(e.i(kKeys), e.sub(e.add(low, all), kb));
       pack_transposed(e, k, kb, n, transposed_at(kb), at.transposed.row);

@@ -97,7 +97,7 @@ struct Forward {
         best.push_back(e.vload(DType::F32, e.at(a[3], j * L)));
       auto product = [&](V k) {
         pair_product(e,
-                     {e.at(a[0], e.mul(k, size.row_k), 1), size.row_k, a[1], ld,
+                     {e.at(a[0], e.mul(k, packed.row), 1), packed.row, a[1], ld,
                       e.at(a[2], e.mul(k, ld), 1), ld},
                      e.i(kPairStep), e.i(size.dim), false);
       };
@@ -218,6 +218,10 @@ struct Forward {
     V kv = e.add(e.mul(b, s.kv_heads), e.div(h, e.i(s.heads / s.kv_heads)));
     V keys = e.at(e.buffer(5 + drop), e.mul(kv, packed.bytes), 1);
     V values_t = e.at(keys, packed.v, 1);
+    if (packed.as_it_stands) {
+      V head = e.mul(e.div(h, e.i(s.heads / s.kv_heads)), s.k.head);
+      keys = e.at(e.buffer(1), e.add(e.mul(b, s.k.batch), head), 2);
+    }
     V qt = part(at.q), st = part(at.s), pt = part(at.p), ot = part(at.o);
     V stats = part(at.stats);
     auto stat = [&](Stat k) { return e.at(stats, k * panel); };
@@ -243,7 +247,7 @@ struct Forward {
     e.loop(from, to, kBlock, [&](V kb) {
       V rel = e.sub(kb, e.add(q0, shift)), left = e.sub(e.i(s.k_len), kb);
       PairRange r = pair_range(e, s, rel, left, kBlock);
-      V k = e.at(keys, e.mul(kb, size.row_k), 1);
+      V k = e.at(keys, e.mul(kb, packed.row), 1);
       auto part_of = [&](bool masked, V from, V to) {
         e.call(scores(masked), {k, qt, st, stat(kBest), rel, left, from, to});
       };
@@ -301,7 +305,6 @@ struct Pack {
   const AttentionSpec& s;
 
   void kernel() {
-    const PairSizes size(s);
     const PackedKeys packed(s);
     const int64_t chunks = (packed.keys + kKeyPanel - 1) / kKeyPanel;
     V kv = e.div(e.task(), e.i(chunks));
@@ -314,8 +317,9 @@ struct Pack {
       return PairRows{base, v.row, e.i(s.k_len), channels};
     };
     V to = e.at(e.buffer(2), e.mul(kv, packed.bytes), 1);
-    pack_plain(e, rows(0, s.k, s.dim), from, n,
-               e.at(to, e.mul(from, size.row_k), 1), size.row_k);
+    if (!packed.as_it_stands)
+      pack_plain(e, rows(0, s.k, s.dim), from, n,
+                 e.at(to, e.mul(from, packed.row), 1), packed.row);
     pack_transposed(e, rows(1, s.v, s.value_dim), from, n,
                     e.at(e.at(to, packed.v, 1),
                          e.mul(from, packed.vt.block / kKeyPanel), 1),

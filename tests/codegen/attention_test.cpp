@@ -202,6 +202,11 @@ TEST_CASE("attention agrees with the definition") {
     window = make_spec(1, 2, 1, 300, 300, 16, 24, true);
     window.window = 47;
     check_both(t, window);
+    // keys and values that are operands where they lie
+    window = make_spec(2, 4, 2, 100, 352, 64, 32, true);
+    window.window = 90;
+    window.set_layout(true);
+    check_both(t, window);
     // queries so many that the forward's tasks have more
     window = make_spec(1, 1, 1, 1030, 1043, 8, 8, true);
     window.window = 131;
