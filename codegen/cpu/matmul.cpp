@@ -59,11 +59,16 @@ double bytes_of(const MatmulOperand& o, int64_t rows, int64_t cols,
   return n * double(dtype_size(o.dtype));
 }
 
-// A product in tile registers. Packing weighs more than in plan_matmul: few
-// and large tasks, cut along the rows first, since packing B is the cheaper.
-MatmulPlan plan_pairs(const MatmulDesc& d) {
+// A product in tile registers. Panels of B of kLongest elements stay in the
+// nearest cache while A streams by from L2. Packing costs a multiple of what it
+// does beside vectors: with a workspace every operand is packed once, before;
+// else tasks are few and large, cut along the rows first, since packing B is
+// the cheaper.
+MatmulPlan plan_pairs(const MatmulDesc& d, int workspace) {
   constexpr int64_t kTile = 32, kLongest = 512, kTasks = 4;
-  constexpr double kLarge = 200e6;  // flops
+  constexpr int64_t kRows = 256, kColumns = 768;   // of a task: they fill L2
+  constexpr double kLarge = 200e6, kSmall = 16e6;  // flops
+  constexpr int64_t kFarBytes = 1 << 20, kShortSum = 128;
   MatmulPlan p;
   p.pairs = true;
   p.heights = {int(kTile)};
@@ -74,14 +79,18 @@ MatmulPlan plan_pairs(const MatmulDesc& d) {
   const bool by_reduction = d.group == MatmulGroup::Reduction;
   const bool in_place = d.a.dtype == DType::BF16 && d.a.col_stride == 1 &&
                         k % kTile == 0 && m >= kTile && !by_reduction;
-  p.a = in_place ? MatmulPlan::A::Direct : MatmulPlan::A::Rows;
+  p.a = in_place ? MatmulPlan::A::Direct : MatmulPlan::A::Tiles;
   p.block_k = by_reduction
                   ? std::min(round_up(k, kTile), kLongest)
                   : round_up(ceil_div(k, ceil_div(k, kLongest)), kTile);
   p.split_k = by_reduction || p.block_k < k;
+  const bool can_pack = workspace >= 0 && p.batch == 1 &&
+                        d.group == MatmulGroup::None && d.k > 0 && m > kTile &&
+                        2.0 * double(m * n) * double(k) > 2 * kSmall;
 
-  p.block_m = round_up(std::min<int64_t>(m, 1024), kTile);
-  p.block_n = round_up(std::min<int64_t>(n, 1024), kTile);
+  const int64_t rows = can_pack ? kRows * kLongest / p.block_k : 1024;
+  p.block_m = round_up(std::min<int64_t>({m, rows, 1024}), kTile);
+  p.block_n = round_up(std::min<int64_t>(n, can_pack ? kColumns : 1024), kTile);
   if (by_rows) p.block_m = std::min<int64_t>(p.block_m, 512);
   auto flops = [&] { return 2.0 * double(p.block_m * p.block_n) * double(k); };
   auto tasks = [&] {
@@ -92,7 +101,14 @@ MatmulPlan plan_pairs(const MatmulDesc& d) {
   auto halve = [&](int64_t& block) {
     block = round_up(ceil_div(block, 2), kTile);
   };
-  while (flops() > kLarge && p.block_m > 256) halve(p.block_m);
+  if (can_pack) {
+    while (tasks() < kMinTasks && p.block_n > 4 * kTile && flops() > kSmall)
+      halve(p.block_n);
+    while (tasks() < kMinTasks && p.block_m > 4 * kTile && flops() > kSmall)
+      halve(p.block_m);
+  } else {
+    while (flops() > kLarge && p.block_m > 256) halve(p.block_m);
+  }
   while (tasks() < kTasks && p.block_m > 2 * kTile && flops() > 2e6)
     halve(p.block_m);
   while (tasks() < kTasks && p.block_n > 2 * kTile && flops() > 2e6)
@@ -109,21 +125,38 @@ MatmulPlan plan_pairs(const MatmulDesc& d) {
            p.batch / p.batch_per_task > 2 * kTasks)
       p.batch_per_task *= 2;
 
-  // an odd number of lines, so that rows do not share a set of the cache
-  p.a_pitch = p.block_k / 2 + (p.block_k / 32 % 2 ? 0 : 16);
+  p.overlaps = p.block_k > kShortSum;
+  p.fetch_outputs = m * n * p.batch * 2 > kFarBytes;
+  // packed before only what several tasks would pack
+  p.workspace_b = can_pack && p.blocks_m > 1;
+  p.workspace_a = can_pack && !in_place && p.blocks_n > 1;
+  const int64_t padded = round_up(k, kTile);
+  if (p.workspace_b) {
+    p.b_pitch = padded / 2 * kTile;
+    p.workspace_bytes = ceil_div(n, kTile) * p.b_pitch * 4;
+    if (p.block_k > kShortSum)
+      p.lines_ahead = ceil_div(kTile * kTile, p.block_m);
+  }
+  p.a_pitch = (p.workspace_a ? padded : p.block_k) / 2 * kTile;
+  if (p.workspace_a) {
+    p.workspace_a_offset = p.workspace_bytes;
+    p.workspace_bytes += ceil_div(m, kTile) * p.a_pitch * 4;
+  }
+  if (p.workspace_bytes) p.workspace = workspace;
   p.a_offset = p.block_k * 2 * kTile;
-  p.partial_offset =
-      p.a_offset + (in_place ? 0 : round_up(p.block_m * p.a_pitch * 4, 64));
+  const bool packs_a = !in_place && !p.workspace_a;
+  p.turn_offset =
+      p.a_offset + (packs_a ? p.block_m / kTile * p.a_pitch * 4 : 0);
+  p.partial_offset = p.turn_offset + 2 * 4 * kTile * kTile;
   p.scratch_bytes =
-      p.partial_offset +
-      4 * kTile * (p.split_k ? p.block_m * p.block_n / kTile : kTile);
+      p.partial_offset + (p.split_k ? 4 * p.block_m * p.block_n : 0);
   return p;
 }
 
 }  // namespace
 
 MatmulPlan plan_matmul(const MatmulDesc& d, const Target& t, int workspace) {
-  if (d.bf16 && t.amx_bf16) return plan_pairs(d);
+  if (d.bf16 && t.amx_bf16) return plan_pairs(d, workspace);
   MatmulPlan p;
   const int64_t m = std::max<int64_t>(d.m, 1), n = std::max<int64_t>(d.n, 1);
   const int64_t k = std::max<int64_t>(d.k, 1);
@@ -245,6 +278,7 @@ MatmulPlan plan_matmul(const MatmulDesc& d, const Target& t, int workspace) {
                     (p.split_k ? round_up(p.block_m, tall) * p.block_n * 4 : 0);
 
   if (p.workspace_b) p.workspace_bytes = round_up(n, p.panel) * k * 4;
+  p.b_pitch = k * p.panel;
   if (p.workspace_b)
     p.lines_ahead = ceil_div(p.block_k * p.panel / 16, p.block_m / tall);
   p.workspace = p.workspace_bytes ? workspace : -1;
@@ -264,6 +298,7 @@ std::string describe(const MatmulDesc& d, const MatmulPlan& p) {
                    int(d.accumulate), int(d.group), d.experts, d.offsets_buffer,
                    d.epilogue_key);
   if (p.workspace >= 0) s += fmt::format(" ws {}", p.workspace);
+  if (p.workspace_a) s += " a";
   if (p.a == MatmulPlan::A::Tiles) s += " tiles";
   return s;
 }
@@ -273,7 +308,8 @@ KernelSpec pack_kernel(const MatmulDesc& d, const MatmulPlan& p) {
   s.key = "matmul pack " + describe(d, p);
   s.emit = [d, p](Emit& e) { emit_matmul_pack(e, d, p); };
   s.tasks = matmul_pack_tasks(d, p);
-  s.bytes = 2 * bytes_of(d.b, d.k, d.n, d);
+  if (p.workspace_b) s.bytes += 2 * bytes_of(d.b, d.k, d.n, d);
+  if (p.workspace_a) s.bytes += 2 * bytes_of(d.a, d.m, d.k, d);
   return s;
 }
 

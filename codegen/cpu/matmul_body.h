@@ -27,7 +27,9 @@ struct MatmulBody {
         a_row = d.a.row_stride * size;
         a_dtype = d.a.dtype;
         break;
-      case MatmulPlan::A::Tiles: a_step = 4 * p.heights[0], a_row = 4; break;
+      case MatmulPlan::A::Tiles:
+        a_step = 4 * p.heights[0], a_row = p.pairs ? 64 : 4;
+        break;
       case MatmulPlan::A::Rows: a_step = 4, a_row = 4 * p.a_pitch; break;
     }
   }
@@ -47,6 +49,22 @@ struct MatmulBody {
     if (o.col_stride == 1) return e.vstore(o.dtype, v, p, mask);
     e.vstore_strided(o.dtype, v, p, e.i(o.col_stride), mask);
   }
+
+  // Where a task works: operands of its batch index or expert.
+  struct Block {
+    V a, b;
+    Vs bases;  // outputs and extras
+    V row, rows, block_n, k_from;
+  };
+  // body(number, columns, carried) for the block's panels, every task but the
+  // last has full ones only; after those of one width end(columns, carried).
+  void for_panels(const Block&,
+                  const std::function<Vs(V, int64_t, const Vs&)>& body,
+                  const Vs& carried = {},
+                  const std::function<void(int64_t, const Vs&)>& end = nullptr);
+  // The sums of a panel between blocks of k.
+  V partial(const Block&, V panel);
+  V packed_b(V panel, V k0);
 
   Fn tile(int height, int vectors, int64_t b_stride, int64_t cols);
   // Whether every k block has an even number of steps.
@@ -77,13 +95,26 @@ struct MatmulBody {
   }
   V mul(V x, int64_t by) { return e.mul(x, by); }
   int64_t mul(int64_t x, int64_t by) { return x * by; }
+  // Asks for a row's lines of outputs and extras; `at`: where the tile begins.
+  void fetch_row(const Vs& at, V row, int vectors);
   void finish_row(const Vs& acc, const Vs& masks, const Vs& at);
   void rows_of_block(const Vs& bases, V a, V b, V kk, V partial, V flags, V row,
                      V rows, V col, int64_t cols, int64_t b_stride);
-  Fn pair_tile(bool accumulate);
+  void vector_block(const Block&, V k0, V kk, V flags);
+
+  // A tile of sums that came from tile registers and are to be passed on: rows
+  // `from` to `end` belong at row, col of the product. `earlier` has those of
+  // the k blocks before if flags has bit 0, and gets them without bit 1.
+  struct Pending {
+    V sums, earlier, flags, from, end, row, col;
+  };
+  static Vs pending_args(const Pending&);
+  static Pending pending_from(const V*);
+  void pair_row(const Pending&, V r, const Vs& bases, int64_t cols);
   Fn pair_finish(int64_t cols);
-  void pair_rows(const Vs& bases, V a, V b, V steps, V partial, V flags, V row,
-                 V rows, V col, int64_t cols);
+  Fn pair_tile(int64_t cols);
+  void pair_block(const Block&, V k0, V kk, V flags);
+
   void block(V batch, V group, V row, V rows, V block_n, V k_from, V k_count);
   void run();
 };

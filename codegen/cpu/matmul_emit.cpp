@@ -1,13 +1,32 @@
 // The body of a matmul kernel: task -> block, packing, what becomes of sums.
+#include <algorithm>
+#include <utility>
+
 #include "codegen/cpu/matmul_body.h"
 #include "codegen/cpu/pair_tile.h"
+#include "codegen/cpu/target.h"
 #include "support/error.h"
 
 namespace moec {
 
+void MatmulBody::fetch_row(const Vs& at, V row, int vectors) {
+  for (size_t i = 0; i < at.size(); ++i) {
+    const MatmulOperand& o = beside(i);
+    const bool extra = i >= d.outputs.size();
+    if (o.col_stride != 1 || o.row_stride == 0 || (i && !extra)) continue;
+    const int64_t size = dtype_size(o.dtype);
+    V line = e.at(at[i], e.mul(row, o.row_stride), size);
+    for (int64_t c = 0; c < int64_t(vectors) * L;
+         c += std::max<int64_t>(L, 64 / size))
+      e.prefetch(e.at(line, c, size), 3, !extra);
+  }
+}
+
 // Scale, epilogue and store of one row of a tile; `at`: where it begins in
 // outputs and extras.
 void MatmulBody::finish_row(const Vs& acc, const Vs& masks, const Vs& at) {
+  // of bf16 two vectors are converted and stored as one
+  Vs low(d.outputs.size(), nullptr);
   for (size_t j = 0; j < acc.size(); ++j) {
     Vs p;  // constant distances, so that they cost no instruction
     for (size_t i = 0; i < at.size(); ++i)
@@ -27,9 +46,51 @@ void MatmulBody::finish_row(const Vs& acc, const Vs& masks, const Vs& at) {
     for (size_t o = 0; o < n; ++o) {
       if (o == 0 && d.accumulate)
         out[o] = e.add(out[o], load_vector(d.outputs[o], p[o], masks[j]));
-      store_vector(d.outputs[o], out[o], p[o], masks[j]);
+      const MatmulOperand& to = d.outputs[o];
+      const bool joins =
+          e.target().bf16_dot && to.dtype == DType::BF16 && to.col_stride == 1;
+      if (low[o]) {
+        V first = e.at(p[o], -L, 2);
+        e.store_raw(e.to_bf16(std::exchange(low[o], nullptr), out[o]), first,
+                    2);
+      } else if (joins && j + 1 < acc.size() && !masks[j + 1]) {
+        low[o] = out[o];
+      } else {
+        store_vector(to, out[o], p[o], masks[j]);
+      }
     }
   }
+}
+
+void MatmulBody::for_panels(
+    const Block& x, const std::function<Vs(V, int64_t, const Vs&)>& body,
+    const Vs& carried, const std::function<void(int64_t, const Vs&)>& end) {
+  const int64_t panels = p.block_n / p.panel, whole = d.n / p.panel;
+  const int64_t tail = d.n % p.panel;
+  V first = e.mul(x.block_n, panels);
+  if (whole) {
+    Vs last = e.loop(first, e.min(e.add(first, panels), e.i(whole)), 1, carried,
+                     [&](V i, Vs c) { return body(i, p.panel, c); });
+    if (end) end(p.panel, last);
+  }
+  if (tail)
+    e.if_(e.eq(x.block_n, e.i(p.blocks_n - 1)), [&] {
+      Vs last = body(e.i(whole), tail, carried);
+      if (end) end(tail, last);
+    });
+}
+
+V MatmulBody::partial(const Block& x, V panel) {
+  V sums = e.at(e.scratch(), p.partial_offset, 1);
+  if (!p.split_k) return sums;
+  V first = e.mul(x.block_n, p.block_n / p.panel);
+  return e.at(sums, e.mul(e.sub(panel, first), p.block_m * p.panel));
+}
+
+V MatmulBody::packed_b(V panel, V k0) {
+  V step = d.bf16 ? e.lshr(k0, e.i(1)) : k0;
+  V at = e.add(e.mul(panel, p.b_pitch), e.mul(step, p.panel));
+  return e.at(e.buffer(p.workspace), at);
 }
 
 // One block of C for one batch index or expert.
@@ -50,65 +111,21 @@ void MatmulBody::block(V batch, V group, V row, V rows, V block_n, V k_from,
     if (o.group_stride) offset = e.add(offset, e.mul(group, o.group_stride));
     return e.at(e.buffer(o.buffer), offset, dtype_size(o.dtype));
   };
-  Vs bases;
-  for (auto& o : d.outputs) bases.push_back(base(o));
-  for (auto& o : d.extras) bases.push_back(base(o));
-  V a = base(d.a), b = base(d.b);
-  V workspace = p.workspace >= 0 ? e.buffer(p.workspace) : nullptr;
+  Block x{base(d.a), base(d.b), {}, row, rows, block_n, k_from};
+  for (auto& o : d.outputs) x.bases.push_back(base(o));
+  for (auto& o : d.extras) x.bases.push_back(base(o));
 
-  // Static columns: every task but the last has full panels only.
-  const int64_t panels = p.block_n / p.panel;
-  const int64_t tail = d.n % p.panel;
-  V first = e.mul(block_n, panels);  // panel index
-  V full_end = e.min(e.add(first, panels), e.i(d.n / p.panel));
-
-  auto k_block = [&](V k0, V kk, V flags) {
-    V ak = e.at(a,
-                e.add(e.mul(row, d.a.row_stride),
-                      e.mul(e.add(k_from, k0), d.a.col_stride)),
-                dtype_size(d.a.dtype));
-    if (p.a != MatmulPlan::A::Direct) {
-      V packed = e.at(e.scratch(), p.a_offset, 1);
-      e.call(p.pairs ? define_pack_pairs(e, d, p) : define_pack_a(e, d, p),
-             {ak, packed, kk, rows});
-      ak = packed;
-    }
-    V steps = d.bf16 ? e.lshr(e.add(kk, 1), e.i(1)) : kk;
-    auto panel = [&](V index, int64_t cols, bool direct) {
-      V col = e.mul(index, p.panel);
-      V src = element(b, d.b, e.add(k_from, k0), col);
-      V local_index = e.sub(index, first);
-      V partial = e.at(e.scratch(), p.partial_offset, 1);
-      if (p.split_k)
-        partial = e.at(partial, e.mul(local_index, p.block_m * p.panel));
-      V packed = src;
-      if (p.workspace_b) {
-        V at = e.mul(e.add(e.mul(index, d.k), k0), p.panel);
-        packed = e.at(workspace, at);
-      } else if (!direct) {
-        packed = e.scratch();
-        e.call(define_pack_b(e, d, p, cols), {src, packed, kk});
-      }
-      if (p.pairs)
-        return pair_rows(bases, ak, packed, steps, partial, flags, row, rows,
-                         col, cols);
-      rows_of_block(bases, ak, packed, steps, partial, flags, row, rows, col,
-                    cols, direct ? d.b.row_stride : p.panel);
-    };
-    if (d.n >= p.panel)
-      e.loop(first, full_end, 1, [&](V i) { panel(i, p.panel, p.direct_b); });
-    if (tail)
-      e.if_(e.eq(block_n, e.i(p.blocks_n - 1)),
-            [&] { panel(e.i(d.n / p.panel), tail, false); });
+  auto part = [&](V k0, V kk, V flags) {
+    p.pairs ? pair_block(x, k0, kk, flags) : vector_block(x, k0, kk, flags);
   };
-  if (!p.split_k) return k_block(e.i(0), k_count, e.i(2));
+  if (!p.split_k) return part(e.i(0), k_count, e.i(2));
   // An empty reduction still runs one block of zero steps, which stores 0.
   V end = e.max(k_count, e.i(1));
   e.loop(e.i(0), end, p.block_k, [&](V k0) {
     V kk = e.min(e.sub(k_count, k0), e.i(p.block_k));
     V earlier = e.zext(e.gt(k0, e.i(0)), Ty::I64);
     V last = e.zext(e.ge(e.add(k0, p.block_k), end), Ty::I64);
-    k_block(k0, kk, e.or_(earlier, e.shl(last, e.i(1))));
+    part(k0, kk, e.or_(earlier, e.shl(last, e.i(1))));
   });
 }
 

@@ -12,6 +12,7 @@ namespace {
 // Cache lines on their way to L2; the hardware's prefetcher stops at page ends,
 // and those on their way to L1 are too few to hide the last cache's latency.
 constexpr int64_t kLinesAhead = 64;
+constexpr int64_t kTileUnits = 32 * 16;  // of a tile of A for tile registers
 
 struct Pack {
   Emit& e;
@@ -140,11 +141,21 @@ struct Pack {
     });
   }
 
-  // As `rows`, any k: rows end in zeros up to a multiple of 2 lanes.
-  void padded_rows(V src, V dst, V kk, int64_t pitch, V count) {
+  // A's tiles of 32 rows by 16 steps, strips of them `pitch` apart: the place
+  // of a row's element.
+  V in_tiles(V dst, V row, V step, int64_t pitch) {
+    V strip = e.at(dst, e.mul(e.lshr(row, e.i(5)), pitch));
+    V tile = e.at(strip, e.mul(e.lshr(step, e.i(4)), kTileUnits));
+    V line = e.at(tile, e.mul(e.and_(row, e.i(31)), 16));
+    return e.at(line, e.and_(step, e.i(15)));
+  }
+
+  // Rows that are contiguous; they end in zeros up to a multiple of 2 lanes.
+  void tiles(V src, V dst, V kk, int64_t pitch, V count) {
     V whole = e.and_(kk, e.i(-2 * L));
     e.loop(e.i(0), count, 1, [&](V r) {
-      V s = element(src, e.mul(r, across)), t = e.at(dst, e.mul(r, pitch));
+      V s = element(src, e.mul(r, across));
+      V t = in_tiles(dst, r, e.i(0), pitch);
       auto block = [&](V k, V mask) {
         auto half = [&](int from) {
           V part = mask ? e.slice(mask, from, L) : nullptr;
@@ -153,7 +164,7 @@ struct Pack {
         V x = o.dtype == DType::BF16
                   ? e.load_raw(Ty::I16, element(s, k), 2 * L, 2, mask)
                   : e.to_bf16(half(0), half(L));
-        e.store_raw(x, e.at(t, k, 2), 4 * L);
+        e.store_raw(x, e.at(t, e.mul(k, kTileUnits / (2 * L))), 4 * L);
       };
       e.loop(e.i(0), whole, 2 * L, [&](V k) { block(k, nullptr); });
       e.if_(e.lt(whole, kk),
@@ -162,7 +173,7 @@ struct Pack {
   }
 
   // The same from lines of constant k: pairs of lines, turned in registers.
-  void turned_rows(V src, V dst, V kk, int64_t pitch, V count) {
+  void turned_tiles(V src, V dst, V kk, int64_t pitch, V count) {
     auto turn = [&](bool whole) {
       std::vector<Ty> params = {Ty::Ptr, Ty::Ptr, Ty::I64, Ty::I64};
       return e.define(whole ? "turn" : "turn_part", params, [&](const Vs& a) {
@@ -184,15 +195,15 @@ struct Pack {
         }
         x = e.transpose(x);
         for (int r = 0; r < L; ++r)
-          e.store_raw(x[r], e.at(a[1], r * pitch), 4 * L);
+          e.store_raw(x[r], e.at(a[1], r * 16), 4 * L);
       });
     };
-    e.loop(e.i(0), count, L, [&](V row) {
-      V rows = e.sub(count, row);
-      e.loop(e.i(0), kk, 2 * L, [&](V k) {
-        V left = e.sub(kk, k);
+    // a whole line of the cache before the next pair of lines
+    e.loop(e.i(0), kk, 2 * L, [&](V k) {
+      e.loop(e.i(0), count, L, [&](V row) {
+        V rows = e.sub(count, row), left = e.sub(kk, k);
         Vs args{element(src, e.add(e.mul(k, along), row)),
-                e.at(e.at(dst, e.mul(row, pitch)), k, 2), left, rows};
+                in_tiles(dst, row, e.lshr(k, e.i(1)), pitch), left, rows};
         V whole = e.and_(e.ge(left, e.i(2 * L)), e.ge(rows, e.i(L)));
         e.if_(
             whole, [&] { e.call(turn(true), args); },
@@ -231,6 +242,14 @@ Fn define_pack_b(Emit& e, const MatmulDesc& d, const MatmulPlan& p,
       [&](const Vs& a) {
         Pack pack(e, d.b, d.bf16, false);
         const int64_t L = e.lanes();
+        if (p.pairs)  // zeros up to whole tiles along k
+          e.loop(pack.steps(a[2]),
+                 e.and_(e.add(pack.steps(a[2]), 15), e.i(-16)), 1, [&](V step) {
+                   for (int64_t c = 0; c < p.panel; c += L)
+                     e.store_raw(e.zero(Ty::I32, int(L)),
+                                 e.at(e.at(a[1], e.mul(step, p.panel)), c),
+                                 int(4 * L));
+                 });
         if (d.b.col_stride == 1)
           return pack.lines(
               a[0], a[2], p.panel,
@@ -253,24 +272,87 @@ Fn define_pack_b(Emit& e, const MatmulDesc& d, const MatmulPlan& p,
       });
 }
 
+namespace {
+
+// Lines of constant k are packed by tasks of so many columns and steps: few
+// lines of many columns at a time, since they are far apart in memory.
+constexpr int64_t kPackColumns = 256, kPackK = 512, kPackLines = 32;
+
+int64_t ceil_div(int64_t x, int64_t y) { return (x + y - 1) / y; }
+
+// Panels of one packing task, and elements of k.
+struct PackTask {
+  int64_t panels, k;
+};
+PackTask pack_task(const MatmulDesc& d, const MatmulPlan& p) {
+  if (d.b.col_stride != 1) return {1, d.k};
+  return {std::max<int64_t>(kPackColumns / p.panel, 1), kPackK};
+}
+
+int64_t pack_tasks_b(const MatmulDesc& d, const MatmulPlan& p) {
+  if (!p.workspace_b) return 0;
+  const PackTask t = pack_task(d, p);
+  return ceil_div(ceil_div(d.n, p.panel), t.panels) * ceil_div(d.k, t.k);
+}
+
+void emit_pack_b(Emit& e, const MatmulDesc& d, const MatmulPlan& p) {
+  const PackTask t = pack_task(d, p);
+  const int64_t whole = d.n / p.panel, tail = d.n % p.panel;
+  const int64_t parts = ceil_div(d.k, t.k);
+  V first = e.mul(e.udiv(e.task(), e.i(parts)), t.panels);
+  V begin = e.mul(e.urem(e.task(), e.i(parts)), t.k);
+  V end = e.min(e.add(begin, t.k), e.i(d.k));
+  auto pack = [&](V index, int64_t cols, V k, V kk) {
+    V column = e.mul(index, p.panel * d.b.col_stride);
+    V at = e.add(e.add(column, d.b.offset), e.mul(k, d.b.row_stride));
+    V step = d.bf16 ? e.lshr(k, e.i(1)) : k;
+    V to = e.add(e.mul(index, p.b_pitch), e.mul(step, p.panel));
+    e.call(define_pack_b(e, d, p, cols),
+           {e.at(e.buffer(d.b.buffer), at, dtype_size(d.b.dtype)),
+            e.at(e.buffer(p.workspace), to), kk});
+  };
+  const int64_t lines = t.k == d.k ? d.k : kPackLines;
+  e.loop(begin, end, lines, [&](V k) {
+    V kk = e.min(e.sub(end, k), e.i(lines));
+    V last = e.add(first, t.panels);
+    if (whole)
+      e.loop(first, e.min(last, e.i(whole)), 1,
+             [&](V index) { pack(index, p.panel, k, kk); });
+    if (tail)
+      e.if_(e.gt(last, e.i(whole)), [&] { pack(e.i(whole), tail, k, kk); });
+  });
+}
+
+void emit_pack_a(Emit& e, const MatmulDesc& d, const MatmulPlan& p, V task) {
+  const int64_t parts = ceil_div(d.k, kPackK);
+  V row = e.mul(e.udiv(task, e.i(parts)), kPackColumns);
+  V k = e.mul(e.urem(task, e.i(parts)), kPackK);
+  V at = e.add(e.mul(row, d.a.row_stride), e.mul(k, d.a.col_stride));
+  V to = e.add(e.mul(e.lshr(row, e.i(5)), p.a_pitch),
+               e.mul(e.lshr(k, e.i(5)), kTileUnits));
+  V workspace = e.at(e.buffer(p.workspace), p.workspace_a_offset, 1);
+  e.call(
+      define_pack_pairs(e, d, p),
+      {e.at(e.buffer(d.a.buffer), e.add(at, d.a.offset), dtype_size(d.a.dtype)),
+       e.at(workspace, to), e.min(e.sub(e.i(d.k), k), e.i(kPackK)),
+       e.min(e.sub(e.i(d.m), row), e.i(kPackColumns))});
+}
+
+}  // namespace
+
 int64_t matmul_pack_tasks(const MatmulDesc& d, const MatmulPlan& p) {
-  return p.workspace_b ? (d.n + p.panel - 1) / p.panel : 0;
+  int64_t tasks = pack_tasks_b(d, p);
+  if (p.workspace_a)
+    tasks += ceil_div(d.m, kPackColumns) * ceil_div(d.k, kPackK);
+  return tasks;
 }
 
 void emit_matmul_pack(Emit& e, const MatmulDesc& d, const MatmulPlan& p) {
-  V panel = e.task();
-  V column = e.mul(e.mul(panel, p.panel), d.b.col_stride);
-  V from = e.at(e.buffer(d.b.buffer), e.add(column, d.b.offset), 4);
-  V to = e.at(e.buffer(p.workspace), e.mul(panel, d.k * p.panel));
-  auto pack = [&](int64_t cols) {
-    e.call(define_pack_b(e, d, p, cols), {from, to, e.i(d.k)});
-  };
-  const int64_t tail = d.n % p.panel;
-  if (d.n < p.panel) return pack(tail);
-  if (!tail) return pack(p.panel);
-  e.if_(
-      e.lt(panel, e.i(d.n / p.panel)), [&] { pack(p.panel); },
-      [&] { pack(tail); });
+  const int64_t before = pack_tasks_b(d, p);
+  auto a = [&] { emit_pack_a(e, d, p, e.sub(e.task(), e.i(before))); };
+  if (!p.workspace_a) return emit_pack_b(e, d, p);
+  if (!before) return a();
+  e.if_(e.lt(e.task(), e.i(before)), [&] { emit_pack_b(e, d, p); }, a);
 }
 
 Fn define_pack_pairs(Emit& e, const MatmulDesc& d, const MatmulPlan& p) {
@@ -278,18 +360,18 @@ Fn define_pack_pairs(Emit& e, const MatmulDesc& d, const MatmulPlan& p) {
   return e.define("pack_pairs", params, [&](const Vs& a) {
     Pack pack(e, d.a, true, true);
     if (d.a.col_stride == 1)
-      return pack.padded_rows(a[0], a[1], a[2], p.a_pitch, a[3]);
+      return pack.tiles(a[0], a[1], a[2], p.a_pitch, a[3]);
     if (d.a.row_stride == 1)
-      return pack.turned_rows(a[0], a[1], a[2], p.a_pitch, a[3]);
+      return pack.turned_tiles(a[0], a[1], a[2], p.a_pitch, a[3]);
+    auto place = [&](V step, V row) {
+      return pack.in_tiles(a[1], row, step, p.a_pitch);
+    };
     V steps = pack.steps(a[2]);
-    V end = e.and_(e.add(steps, e.lanes() - 1), e.i(-e.lanes()));
     e.loop(e.i(0), a[3], 1, [&](V row) {
-      V to = e.at(a[1], e.mul(row, p.a_pitch));
-      e.loop(steps, end, 1, [&](V s) { e.store_raw(e.i32(0), e.at(to, s)); });
+      e.loop(steps, e.and_(e.add(steps, 15), e.i(-16)), 1,
+             [&](V s) { e.store_raw(e.i32(0), place(s, row)); });
     });
-    pack.elements(a[0], a[2], a[3], [&](V step, V row) {
-      return e.at(e.at(a[1], e.mul(row, p.a_pitch)), step);
-    });
+    pack.elements(a[0], a[2], a[3], place);
   });
 }
 

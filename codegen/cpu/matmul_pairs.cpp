@@ -4,69 +4,197 @@
 
 namespace moec {
 
-// tile(A, B, C, k): 32 x 32 sums in tile registers.
-Fn MatmulBody::pair_tile(bool accumulate) {
-  std::vector<Ty> params = {Ty::Ptr, Ty::Ptr, Ty::Ptr, Ty::I64};
-  return e.define(accumulate ? "pairs_add" : "pairs", params, [&](const Vs& x) {
-    const int64_t ld = 4 * p.panel;
-    pair_product(e, {x[0], a_row, x[1], ld, x[2], ld}, e.i(kPairStep), x[3],
-                 accumulate);
+namespace {
+
+constexpr int64_t kTileBytes = 2 * kPairStep * kPairStep;  // of packed A
+constexpr int64_t kSumBytes = 4 * kPairStep * kPairStep;
+constexpr int64_t kLine = 64;
+
+}  // namespace
+
+// Row r of a tile's sums: on to the outputs, or to the sums of all k blocks.
+void MatmulBody::pair_row(const Pending& t, V r, const Vs& bases,
+                          int64_t cols) {
+  V from = e.at(t.sums, e.mul(r, p.panel));
+  V earlier = e.at(t.earlier, e.mul(r, p.panel));
+  Vs sums, masks;
+  for (int64_t c = 0; c < cols; c += L) {
+    sums.push_back(e.vload_aligned(DType::F32, e.at(from, c)));
+    masks.push_back(c + L <= cols ? nullptr : e.mask(e.i(cols - c)));
+  }
+  auto finish = [&] {
+    V row = e.add(t.row, e.sub(r, t.from));
+    finish_row(sums, masks, moved(bases, row, t.col));
+  };
+  if (!p.split_k) return finish();
+  sums = e.if_values(
+      e.ne(e.and_(t.flags, e.i(1)), e.i(0)),
+      [&] {
+        Vs all;
+        for (size_t j = 0; j < sums.size(); ++j) {
+          V before = e.vload_aligned(DType::F32, e.at(earlier, int64_t(j) * L));
+          all.push_back(e.add(sums[j], before));
+        }
+        return all;
+      },
+      [&] { return sums; });
+  e.if_(e.ne(e.and_(t.flags, e.i(2)), e.i(0)), finish, [&] {
+    for (size_t j = 0; j < sums.size(); ++j)
+      e.vstore_aligned(DType::F32, sums[j], e.at(earlier, int64_t(j) * L));
   });
 }
 
-// finish(C, first, end, row, col, bases...): stores rows `first` to `end` of a
-// tile, the first of them `row` of the product.
+Vs MatmulBody::pending_args(const Pending& t) {
+  return {t.sums, t.earlier, t.flags, t.from, t.end, t.row, t.col};
+}
+MatmulBody::Pending MatmulBody::pending_from(const V* x) {
+  return {x[0], x[1], x[2], x[3], x[4], x[5], x[6]};
+}
+
+// finish(first, pending..., bases...): the rows from `first` on.
 Fn MatmulBody::pair_finish(int64_t cols) {
-  std::vector<Ty> params = {Ty::Ptr, Ty::I64, Ty::I64, Ty::I64, Ty::I64};
-  const size_t fixed = params.size();
-  params.resize(fixed + d.outputs.size() + d.extras.size(), Ty::Ptr);
+  std::vector<Ty> params(8, Ty::I64);
+  params[1] = params[2] = Ty::Ptr;
+  params.resize(8 + d.outputs.size() + d.extras.size(), Ty::Ptr);
   return e.define("finish" + std::to_string(cols), params, [&](const Vs& x) {
-    Vs bases(x.begin() + fixed, x.end());
-    const int vectors = int((cols + L - 1) / L);
-    Vs masks(vectors, nullptr);
-    for (int j = 0; j < vectors; ++j)
-      if (cols < (j + 1) * L) masks[j] = e.mask(e.i(cols - j * L));
-    e.loop(x[1], x[2], 1, [&](V r) {
-      Vs sums;
-      for (int j = 0; j < vectors; ++j)
-        sums.push_back(e.vload_aligned(
-            DType::F32, e.at(e.at(x[0], e.mul(r, p.panel)), j * L)));
-      finish_row(sums, masks, moved(bases, e.add(x[3], e.sub(r, x[1])), x[4]));
+    const Vs bases(x.begin() + 8, x.end());
+    const Pending t = pending_from(&x[1]);
+    e.loop(x[0], t.end, 1, [&](V r) { pair_row(t, r, bases, cols); });
+  });
+}
+
+// tile(A, B, C, k, ahead, row, col, pending..., bases...): 32 x 32 sums in tile
+// registers. Vector instructions run beside them: step by step they pass on the
+// sums of the tile before, which would cost as much as several steps by itself,
+// and ask for this tile's part of B's next panel and, unless row is negative,
+// for the lines of the outputs at row, col.
+Fn MatmulBody::pair_tile(int64_t cols) {
+  std::vector<Ty> params(14, Ty::I64);
+  for (int i : {0, 1, 2, 4, 7, 8}) params[i] = Ty::Ptr;
+  params.resize(14 + d.outputs.size() + d.extras.size(), Ty::Ptr);
+  return e.define("pairs" + std::to_string(cols), params, [&](const Vs& x) {
+    const Vs bases(x.begin() + 14, x.end());
+    const Pending t = pending_from(&x[7]);
+    const int64_t ld = 4 * p.panel, steps = p.block_k / kPairStep;
+    const int64_t rows = (kPairStep + steps - 1) / steps;  // a step
+    PairProduct m{x[0], a_row, x[1], ld, x[2], ld};
+    if (p.a != MatmulPlan::A::Direct) m.a_step = kTileBytes;
+    m.stream_a = p.overlaps;
+    const Vs here = moved(bases, x[5], x[6]);
+    V fetches = e.ge(x[5], e.i(0));
+    auto beside = [&](V k) {
+      V step = e.lshr(k, e.i(5));
+      V first = e.mul(step, rows), r = e.add(t.from, first);
+      auto some = [&] {
+        e.loop(r, e.min(e.add(r, rows), t.end), 1,
+               [&](V r) { pair_row(t, r, bases, cols); });
+      };
+      if (d.epilogue && !d.cheap_epilogue)
+        some();
+      else
+        e.if_(
+            e.le(e.add(r, rows), t.end),
+            [&] {
+              for (int64_t i = 0; i < rows; ++i)
+                pair_row(t, e.add(r, i), bases, cols);
+            },
+            some);
+      V line = e.at(x[4], e.mul(step, p.lines_ahead * kLine), 1);
+      for (int64_t i = 0; i < p.lines_ahead; ++i)
+        e.prefetch(e.at(line, i * kLine, 1), 2);
+      if (!p.fetch_outputs) return;
+      e.if_(fetches, [&] {
+        for (int64_t i = 0; i < rows; ++i)
+          fetch_row(here, e.add(first, i), int((cols + L - 1) / L));
+      });
+    };
+    if (p.overlaps) m.beside = beside;
+    pair_product(e, m, e.i(kPairStep), x[3], false);
+    if (!p.overlaps) return;
+    V rest = e.add(t.from, e.mul(e.lshr(x[3], e.i(5)), rows));
+    e.if_(e.lt(rest, t.end), [&] {
+      Vs last{rest};
+      last.insert(last.end(), x.begin() + 7, x.end());
+      e.call(pair_finish(cols), last);
     });
   });
 }
 
-// rows_of_block in tile registers. Where A is read in place its last rows come
-// with some before them, so that a tile is whole.
-void MatmulBody::pair_rows(const Vs& bases, V a, V b, V steps, V partial,
-                           V flags, V row, V rows, V col, int64_t cols) {
-  V k = e.and_(e.add(e.mul(steps, 2), kPairStep - 1), e.i(-kPairStep));
-  // zeros up to whole tiles along k
-  e.loop(e.mul(steps, 2), k, 2, [&](V at) {
-    V to = e.at(b, e.mul(at, p.panel / 2));
-    for (int j = 0; j < 2; ++j)
-      e.store_raw(e.zero(Ty::I32, L), e.at(to, j * L), 4 * L);
-  });
-  e.loop(e.i(0), rows, kPairStep, [&](V at) {
-    V before = e.i(0);
-    if (p.a == MatmulPlan::A::Direct)
-      before = e.max(e.add(e.add(row, at), kPairStep - d.m), e.i(0));
-    V from = e.at(a, e.mul(e.sub(at, before), a_row), 1);
-    V c = p.split_k ? e.at(partial, e.mul(at, p.panel)) : partial;
-    Vs args{from, b, c, k};
-    if (p.split_k)
-      e.if_(
-          e.ne(e.and_(flags, e.i(1)), e.i(0)),
-          [&] { e.call(pair_tile(true), args); },
-          [&] { e.call(pair_tile(false), args); });
-    else
-      e.call(pair_tile(false), args);
-    V end = e.add(before, e.min(e.sub(rows, at), e.i(kPairStep)));
-    Vs last{c, before, end, e.add(row, at), col};
-    last.insert(last.end(), bases.begin(), bases.end());
-    e.if_(e.ne(e.and_(flags, e.i(2)), e.i(0)),
-          [&] { e.call(pair_finish(cols), last); });
-  });
+// A block's sums over one block of k. Where A is read in place its last rows
+// come with some before them, so that a tile is whole.
+void MatmulBody::pair_block(const Block& x, V k0, V kk, V flags) {
+  const bool direct = p.a == MatmulPlan::A::Direct;
+  V from = e.add(x.k_from, k0);
+  V a = element(x.a, d.a, x.row, from);
+  if (p.workspace_a) {
+    V strip = e.mul(e.lshr(x.row, e.i(5)), p.a_pitch * 4);
+    V at = e.add(strip, e.mul(e.lshr(k0, e.i(5)), kTileBytes));
+    a = e.at(e.at(e.buffer(p.workspace), p.workspace_a_offset, 1), at, 1);
+  } else if (!direct) {
+    V packed = e.at(e.scratch(), p.a_offset, 1);
+    e.call(define_pack_pairs(e, d, p), {a, packed, kk, x.rows});
+    a = packed;
+  }
+  V k = e.and_(e.add(kk, kPairStep - 1), e.i(-kPairStep));
+  V ends = e.ne(e.and_(flags, e.i(2)), e.i(0));
+  // the first of several blocks needs nobody to pass its sums on
+  V kept = e.eq(flags, e.i(0));
+  // the others' go to two tiles in turn
+  V turn = e.at(e.scratch(), p.turn_offset, 1);
+
+  auto finish = [&](int64_t cols, const Vs& pending) {
+    Vs args{pending[3]};
+    args.insert(args.end(), pending.begin(), pending.end());
+    args.insert(args.end(), x.bases.begin(), x.bases.end());
+    e.call(pair_finish(cols), args);
+  };
+  for_panels(
+      x,
+      [&](V index, int64_t cols, Vs before) {
+        V col = e.mul(index, p.panel), b;
+        if (p.workspace_b) {
+          b = packed_b(index, k0);
+        } else {
+          b = e.scratch();
+          e.call(define_pack_b(e, d, p, cols),
+                 {element(x.b, d.b, from, col), b, kk});
+        }
+        V sums = partial(x, index);
+        return e.loop(e.i(0), x.rows, kPairStep, before, [&](V at, Vs before) {
+          V early = e.i(0);
+          if (direct)
+            early = e.max(e.add(e.add(x.row, at), kPairStep - d.m), e.i(0));
+          V strip = direct ? e.mul(e.sub(at, early), a_row)
+                           : e.mul(e.lshr(at, e.i(5)), p.a_pitch * 4);
+          V share = e.mul(e.lshr(at, e.i(5)),
+                          p.block_k / kPairStep * p.lines_ahead * kLine);
+          V own = p.split_k ? e.at(sums, e.mul(at, p.panel)) : turn;
+          V here =
+              e.select(e.eq(before[0], turn), e.at(turn, kSumBytes, 1), turn);
+          if (p.split_k) here = e.select(kept, own, here);
+          V row = e.add(x.row, at);
+          Vs args{e.at(a, strip, 1),
+                  b,
+                  here,
+                  k,
+                  e.at(e.at(b, p.b_pitch), share, 1),
+                  e.select(ends, row, e.i(-1)),
+                  col};
+          args.insert(args.end(), before.begin(), before.end());
+          args.insert(args.end(), x.bases.begin(), x.bases.end());
+          e.call(pair_tile(cols), args);
+          V end = e.add(early, e.min(e.sub(x.rows, at), e.i(kPairStep)));
+          Vs now = pending_args(
+              {here, own, flags, early, e.select(kept, early, end), row, col});
+          if (p.overlaps) return now;
+          finish(cols, now);
+          return before;
+        });
+      },
+      pending_args({turn, turn, flags, e.i(0), e.i(0), e.i(0), e.i(0)}),
+      [&](int64_t cols, const Vs& last) {
+        if (p.overlaps) finish(cols, last);
+      });
 }
 
 }  // namespace moec

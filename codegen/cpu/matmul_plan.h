@@ -28,25 +28,37 @@ struct MatmulPlan {
   bool split_k = false;   // several k blocks: partial sums in scratch
   bool direct_b = false;  // full panels are read in place, without packing
   // Tile registers: blocks of 32 x 32 by pair_tile.h. A is read in place or
-  // packed as Rows, padded with zeros to 32 along k, as B's panels are.
+  // packed as Tiles of 32 rows by 32 elements, padded with zeros along k, as
+  // B's panels are.
   bool pairs = false;
   // How A is read: in place, or packed per task as [tile][step][heights[0]]
   // (Tiles, its layout follows the broadcasts) or as [block_m][step] (Rows,
   // for f32 operands of a bf16 product whose rows are contiguous).
   enum class A : uint8_t { Direct, Tiles, Rows };
   A a = A::Direct;
-  int64_t a_pitch = 0;  // 4-byte units between tiles or rows of packed A
+  // 4-byte units between tiles or rows of packed A; with `pairs`, between
+  // strips of 32 rows.
+  int64_t a_pitch = 0;
   // B packed by a launch before, as [panel][k][columns], whole in the workspace
   // buffer. Tasks then go down the rows first, with their columns of B in L2.
   bool workspace_b = false;
+  int64_t b_pitch = 0;  // 4-byte units between its panels
+  // With `pairs`: A too, its tiles this many bytes into the workspace.
+  bool workspace_a = false;
+  int64_t workspace_a_offset = 0;
   // Lines of the next panel in the workspace that a tile asks for.
   int64_t lines_ahead = 0;
+  // With `pairs`: whether a tile's sums are passed on beside the next tile, for
+  // which short sums leave no time, and whether the outputs' lines are far.
+  bool overlaps = false;
+  bool fetch_outputs = false;
   int workspace = -1;  // number of the buffer
   int64_t workspace_bytes = 0;
   int64_t batch = 1;  // product of the batch dimensions
   int64_t batch_per_task = 1;
   // Scratch layout in bytes: one panel of B, packed A, partial sums.
-  int64_t a_offset = 0, partial_offset = 0, scratch_bytes = 0;
+  // With `pairs` two tiles of sums come before the partial sums.
+  int64_t a_offset = 0, turn_offset = 0, partial_offset = 0, scratch_bytes = 0;
 };
 
 // workspace: the number of a buffer for packed operands, -1 for none.
@@ -73,7 +85,7 @@ llvm::Function* define_pack_b(Emit&, const MatmulDesc&, const MatmulPlan&,
 
 // Packs a block of A as the plan says. The function (src, dst, kk, rows).
 llvm::Function* define_pack_a(Emit&, const MatmulDesc&, const MatmulPlan&);
-// The same for p.pairs.
+// The same for p.pairs, to strips of tiles.
 llvm::Function* define_pack_pairs(Emit&, const MatmulDesc&, const MatmulPlan&);
 
 }  // namespace moec

@@ -93,17 +93,7 @@ Fn MatmulBody::tile(int height, int vectors, int64_t b_stride, int64_t cols) {
     V partial = args[4], flags = args[5];
     const Vs at = moved({args.begin() + fixed, args.end()}, args[6], args[7]);
     // C's and the extras' lines arrive while the sums run
-    auto fetch = [&](V row) {
-      for (size_t i = 0; i < at.size(); ++i) {
-        const MatmulOperand& o = beside(i);
-        const bool extra = i >= d.outputs.size();
-        if (o.col_stride != 1 || o.row_stride == 0 || (i && !extra)) continue;
-        const int64_t size = dtype_size(o.dtype);
-        V line = e.at(at[i], e.mul(row, o.row_stride), size);
-        for (int j = 0; j < vectors; ++j)
-          e.prefetch(e.at(line, int64_t(j) * L, size), 3, !extra);
-      }
-    };
+    auto fetch = [&](V row) { fetch_row(at, row, vectors); };
     // of tiles the rows are side by side
     V a_row = p.a == MatmulPlan::A::Tiles ? e.i(this->a_row) : args[1];
     Vs acc = reduce(args[0], a_row, args[2], args[3], height, vectors, b_stride,
@@ -169,7 +159,7 @@ void MatmulBody::rows_of_block(const Vs& bases, V a, V b, V kk, V partial,
           e.at(e.at(a, e.mul(e.udiv(at, tall), p.a_pitch)), e.urem(at, tall));
     }
     // the tiles share the next panel's lines
-    V next = e.at(b, d.k * p.panel);
+    V next = e.at(b, p.b_pitch);
     V ahead = e.at(next, e.mul(at, p.lines_ahead * kLine / p.heights[0]), 1);
     Vs args{here,  e.i(a_row),     b,   kk,   e.at(partial, e.mul(at, p.panel)),
             flags, e.add(row, at), col, ahead};
@@ -188,6 +178,31 @@ void MatmulBody::rows_of_block(const Vs& bases, V a, V b, V kk, V partial,
           return Vs{e.add(c[0], h)};
         })[0];
   }
+}
+
+void MatmulBody::vector_block(const Block& x, V k0, V kk, V flags) {
+  V k = e.add(x.k_from, k0);
+  V a = element(x.a, d.a, x.row, k);
+  if (p.a != MatmulPlan::A::Direct) {
+    V packed = e.at(e.scratch(), p.a_offset, 1);
+    e.call(define_pack_a(e, d, p), {a, packed, kk, x.rows});
+    a = packed;
+  }
+  V steps = d.bf16 ? e.lshr(e.add(kk, 1), e.i(1)) : kk;
+  for_panels(x, [&](V index, int64_t cols, const Vs&) {
+    const bool direct = p.direct_b && cols == p.panel;
+    V col = e.mul(index, p.panel);
+    V b = element(x.b, d.b, k, col);
+    if (p.workspace_b) {
+      b = packed_b(index, k0);
+    } else if (!direct) {
+      e.call(define_pack_b(e, d, p, cols), {b, e.scratch(), kk});
+      b = e.scratch();
+    }
+    rows_of_block(x.bases, a, b, steps, partial(x, index), flags, x.row, x.rows,
+                  col, cols, direct ? d.b.row_stride : p.panel);
+    return Vs{};
+  });
 }
 
 }  // namespace moec

@@ -26,12 +26,17 @@ void product_in_tiles(Emit& e, const PairProduct& m, V rows, V k,
     e.loop(e.i(0), k, kPairStep, [&](V x) {
       V left = e.at(a, e.mul(x, m.a_step / kPairStep), 1);
       V right = e.at(m.b, e.mul(x, m.ldb / 2), 1);
-      e.tile_load(kLeft, left, lda);
+      auto load_left = [&](int tile, V p) {
+        m.stream_a ? e.tile_load_stream(tile, p, lda)
+                   : e.tile_load(tile, p, lda);
+      };
+      load_left(kLeft, left);
       e.tile_load(kRight, right, ldb);
       e.tile_dpbf16(kSums, kLeft, kRight);
+      if (m.beside) m.beside(x);
       e.tile_load(kRight + 1, e.at(right, 64, 1), ldb);
       e.tile_dpbf16(kSums + 1, kLeft, kRight + 1);
-      e.tile_load(kLeft + 1, e.at(left, 16 * m.lda, 1), lda);
+      load_left(kLeft + 1, e.at(left, 16 * m.lda, 1));
       e.tile_dpbf16(kSums + 2, kLeft + 1, kRight);
       e.tile_dpbf16(kSums + 3, kLeft + 1, kRight + 1);
     });
@@ -41,6 +46,7 @@ void product_in_tiles(Emit& e, const PairProduct& m, V rows, V k,
 
 void product_in_vectors(Emit& e, const PairProduct& m, V rows, V k,
                         bool accumulate) {
+  MOEC_CHECK(!m.beside);
   const int L = e.lanes(), R = tile_rows(e.target());
   LaneTile t{R, 2, L};
   e.loop(e.i(0), rows, R, [&](V row) {

@@ -4,6 +4,7 @@
 // side; C is f32 in memory. Tile registers compute it where there are any,
 // else vdpbf16ps with A broadcast, else two multiplications on widened halves.
 #pragma once
+#include <functional>
 #include <vector>
 
 #include "codegen/cpu/emit.h"
@@ -27,6 +28,11 @@ struct PairProduct {
   V c;
   int64_t ldc;
   int64_t a_step = 2 * kPairStep;
+  // Tile registers only. A is read once, so its lines need not replace B's in
+  // the nearest cache; what vector instructions do beside the tiles, for every
+  // kPairStep elements `k` of the sum.
+  bool stream_a = false;
+  std::function<void(V k)> beside = {};
 };
 // C (+)= A B over `k` elements for `rows` rows. Between begin_pairs and
 // end_pairs, one of each a kernel.

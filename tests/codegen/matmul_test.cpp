@@ -164,11 +164,16 @@ TEST_CASE("operands packed before agree with double and between threads") {
   for (const Target& t : test_targets()) {
     KernelLibrary lib(t, "");
     Random r{77};
-    for (int round = 0; round < 8; ++round) {
-      const bool ta = round & 1, tb = round & 2;
+    for (int round = 0; round < 12; ++round) {
+      const bool ta = round & 1, tb = round & 2, bf16 = round >= 8;
       int64_t m = r.size(193, 300), n = r.size(20, 200), k = r.size(3, 90);
       if (round >= 4) m = r.size(60, 300), k += 1100;  // several k blocks
-      Case c = plain_case(r, m, n, k, ta, tb);
+      if (bf16) m = r.size(260, 300), n = r.size(100, 140), k -= 500;
+      Case c = plain_case(r, m, n, k, ta, tb, bf16 ? DType::BF16 : DType::F32);
+      if (bf16) {
+        c.desc.outputs[0].dtype = DType::F32;
+        c.buffers[2] = Buffer(m * n, DType::F32);
+      }
       Buffer before = c.buffers[2];
       CAPTURE(t.level);
       CAPTURE(m);
