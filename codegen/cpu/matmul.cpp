@@ -334,14 +334,14 @@ KernelSpec product_kernel(const MatmulDesc& d, const MatmulPlan& p) {
 
 namespace {
 
-// Rows of one part of a long reduction.
-constexpr int64_t kPartRows = 512;
+// Rows of one part of a long reduction, and how long they may be.
+constexpr int64_t kPartRows = 512, kPartBytes = 1536;
 
 // A small C of long columns, as a weight's gradient is: its tasks would each
 // walk down all rows of both operands. Parts of the rows, which the caches
 // hold, are products of their own instead, and are added up in order.
 bool splits_reduction(const MatmulDesc& d) {
-  auto short_rows = [](int64_t n) { return n * 4 <= kShortRow; };
+  auto short_rows = [](int64_t n) { return n * 4 <= kPartBytes; };
   return d.group == MatmulGroup::None && d.batch.empty() && !d.bf16 &&
          !d.epilogue && d.k % kPartRows == 0 && d.k >= 4 * kPartRows &&
          d.a.row_stride == 1 && short_rows(d.a.col_stride) &&

@@ -197,7 +197,7 @@ TEST_CASE("long reductions in parts agree with double and between threads") {
   for (const Target& t : test_targets()) {
     KernelLibrary lib(t, "");
     Random r{78};
-    for (auto [m, n] : {std::array<int64_t, 2>{33, 50}, {128, 65}}) {
+    for (auto [m, n] : {std::array<int64_t, 2>{33, 50}, {128, 65}, {380, 24}}) {
       Case c = plain_case(r, m, n, 2048, true, false);
       c.desc.scale = 0.5;
       c.desc.accumulate = n == 65;
