@@ -66,7 +66,7 @@ double bytes_of(const MatmulOperand& o, int64_t rows, int64_t cols,
 // the cheaper.
 MatmulPlan plan_pairs(const MatmulDesc& d, int workspace) {
   constexpr int64_t kTile = 32, kLongest = 512, kTasks = 4;
-  constexpr int64_t kRows = 256, kColumns = 768;   // of a task: they fill L2
+  constexpr int64_t kRows = 256, kColumns = 768;   // of a task, for L2
   constexpr double kLarge = 200e6, kSmall = 16e6;  // flops
   constexpr int64_t kFarBytes = 1 << 20, kShortSum = 128;
   MatmulPlan p;
@@ -88,8 +88,8 @@ MatmulPlan plan_pairs(const MatmulDesc& d, int workspace) {
                         d.group == MatmulGroup::None && d.k > 0 && m > kTile &&
                         2.0 * double(m * n) * double(k) > 2 * kSmall;
 
-  const int64_t rows = can_pack ? kRows * kLongest / p.block_k : 1024;
-  p.block_m = round_up(std::min<int64_t>({m, rows, 1024}), kTile);
+  const int64_t rows = can_pack && n > 4 * kTile ? kRows : 1024;
+  p.block_m = round_up(std::min(m, rows), kTile);
   p.block_n = round_up(std::min<int64_t>(n, can_pack ? kColumns : 1024), kTile);
   if (by_rows) p.block_m = std::min<int64_t>(p.block_m, 512);
   auto flops = [&] { return 2.0 * double(p.block_m * p.block_n) * double(k); };
