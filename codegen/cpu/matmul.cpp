@@ -12,7 +12,6 @@ namespace moec {
 
 namespace {
 
-int64_t ceil_div(int64_t x, int64_t y) { return (x + y - 1) / y; }
 int64_t round_up(int64_t x, int64_t to) { return ceil_div(x, to) * to; }
 
 // A task should last some tens of microseconds on a current core.

@@ -8,6 +8,8 @@
 
 namespace moec {
 
+inline constexpr int64_t kLine = 64;  // bytes of a line of the cache
+
 // Everything a tile needs; passed on to the tile functions as arguments.
 struct MatmulBody {
   Emit& e;
@@ -98,6 +100,10 @@ struct MatmulBody {
   // Asks for a row's lines of outputs and extras; `at`: where the tile begins.
   void fetch_row(const Vs& at, V row, int vectors);
   void finish_row(const Vs& acc, const Vs& masks, const Vs& at);
+  // Sums of one k block. Bit 0 of `flags`: slot(i) has vector i of those before
+  // it; bit 1: it is the last one, so finish(all), else they go to the slots.
+  void pass_on(Vs sums, V flags, const std::function<V(int i)>& slot,
+               const std::function<void(const Vs&)>& finish);
   void rows_of_block(const Vs& bases, V a, V b, V kk, V partial, V flags, V row,
                      V rows, V col, int64_t cols, int64_t b_stride);
   void vector_block(const Block&, V k0, V kk, V flags);

@@ -62,6 +62,27 @@ void MatmulBody::finish_row(const Vs& acc, const Vs& masks, const Vs& at) {
   }
 }
 
+void MatmulBody::pass_on(Vs sums, V flags, const std::function<V(int i)>& slot,
+                         const std::function<void(const Vs&)>& finish) {
+  if (!p.split_k) return finish(sums);
+  const int n = int(sums.size());
+  sums = e.if_values(
+      e.ne(e.and_(flags, e.i(1)), e.i(0)),
+      [&] {
+        Vs all;
+        for (int i = 0; i < n; ++i)
+          all.push_back(e.add(sums[i], e.vload_aligned(DType::F32, slot(i))));
+        return all;
+      },
+      [&] { return sums; });
+  e.if_(
+      e.ne(e.and_(flags, e.i(2)), e.i(0)), [&] { finish(sums); },
+      [&] {
+        for (int i = 0; i < n; ++i)
+          e.vstore_aligned(DType::F32, sums[i], slot(i));
+      });
+}
+
 void MatmulBody::for_panels(
     const Block& x, const std::function<Vs(V, int64_t, const Vs&)>& body,
     const Vs& carried, const std::function<void(int64_t, const Vs&)>& end) {

@@ -12,7 +12,6 @@ namespace {
 // Cache lines on their way to L2; the hardware's prefetcher stops at page ends,
 // and those on their way to L1 are too few to hide the last cache's latency.
 constexpr int64_t kLinesAhead = 64;
-constexpr int64_t kTileUnits = 32 * 16;  // of a tile of A for tile registers
 
 struct Pack {
   Emit& e;
@@ -277,8 +276,6 @@ namespace {
 // Lines of constant k are packed by tasks of so many columns and steps: few
 // lines of many columns at a time, since they are far apart in memory.
 constexpr int64_t kPackColumns = 256, kPackK = 512, kPackLines = 32;
-
-int64_t ceil_div(int64_t x, int64_t y) { return (x + y - 1) / y; }
 
 // Panels of one packing task, and elements of k.
 struct PackTask {

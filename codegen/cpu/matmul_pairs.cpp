@@ -6,9 +6,8 @@ namespace moec {
 
 namespace {
 
-constexpr int64_t kTileBytes = 2 * kPairStep * kPairStep;  // of packed A
+constexpr int64_t kTileBytes = 4 * kTileUnits;
 constexpr int64_t kSumBytes = 4 * kPairStep * kPairStep;
-constexpr int64_t kLine = 64;
 
 }  // namespace
 
@@ -22,25 +21,10 @@ void MatmulBody::pair_row(const Pending& t, V r, const Vs& bases,
     sums.push_back(e.vload_aligned(DType::F32, e.at(from, c)));
     masks.push_back(c + L <= cols ? nullptr : e.mask(e.i(cols - c)));
   }
-  auto finish = [&] {
+  auto slot = [&](int j) { return e.at(earlier, int64_t(j) * L); };
+  pass_on(sums, t.flags, slot, [&](const Vs& all) {
     V row = e.add(t.row, e.sub(r, t.from));
-    finish_row(sums, masks, moved(bases, row, t.col));
-  };
-  if (!p.split_k) return finish();
-  sums = e.if_values(
-      e.ne(e.and_(t.flags, e.i(1)), e.i(0)),
-      [&] {
-        Vs all;
-        for (size_t j = 0; j < sums.size(); ++j) {
-          V before = e.vload_aligned(DType::F32, e.at(earlier, int64_t(j) * L));
-          all.push_back(e.add(sums[j], before));
-        }
-        return all;
-      },
-      [&] { return sums; });
-  e.if_(e.ne(e.and_(t.flags, e.i(2)), e.i(0)), finish, [&] {
-    for (size_t j = 0; j < sums.size(); ++j)
-      e.vstore_aligned(DType::F32, sums[j], e.at(earlier, int64_t(j) * L));
+    finish_row(all, masks, moved(bases, row, t.col));
   });
 }
 

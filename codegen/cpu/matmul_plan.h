@@ -13,6 +13,12 @@ class Value;
 
 namespace moec {
 
+inline int64_t ceil_div(int64_t x, int64_t y) { return (x + y - 1) / y; }
+
+// A tile of A packed for tile registers, 32 rows by 32 elements, in 4-byte
+// units.
+inline constexpr int64_t kTileUnits = 32 * 16;
+
 // The reduction advances in steps of 4 bytes an operand: one f32, or with
 // desc.bf16 one pair of bf16 (the last half is 0 if k is odd).
 struct MatmulPlan {

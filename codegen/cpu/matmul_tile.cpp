@@ -8,7 +8,6 @@ namespace {
 // Steps of the reduction from the fetch of a line of A to its use: the latency
 // of the last cache at 8 cycles a step.
 constexpr int64_t kAhead = 32;
-constexpr int64_t kLine = 64;  // bytes
 
 }  // namespace
 
@@ -122,27 +121,10 @@ Fn MatmulBody::tile(int height, int vectors, int64_t b_stride, int64_t cols) {
         finish_row(row_sums, masks, moved(at, r));
       });
     };
-    if (!p.split_k) return finish(acc);
-
     auto slot = [&](int q) {
       return e.at(partial, (q / vectors) * p.panel + (q % vectors) * L);
     };
-    acc = e.if_values(
-        e.ne(e.and_(flags, e.i(1)), e.i(0)),
-        [&] {
-          Vs sums;
-          for (size_t q = 0; q < acc.size(); ++q)
-            sums.push_back(
-                e.add(acc[q], e.vload_aligned(DType::F32, slot(int(q)))));
-          return sums;
-        },
-        [&] { return acc; });
-    e.if_(
-        e.ne(e.and_(flags, e.i(2)), e.i(0)), [&] { finish(acc); },
-        [&] {
-          for (size_t q = 0; q < acc.size(); ++q)
-            e.vstore_aligned(DType::F32, acc[q], slot(int(q)));
-        });
+    pass_on(acc, flags, slot, finish);
   });
 }
 
