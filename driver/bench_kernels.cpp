@@ -3,6 +3,7 @@
 #include <CLI/CLI.hpp>
 
 #include "codegen/cpu/attention_bench.h"
+#include "codegen/cpu/bench_turns.h"
 #include "codegen/cpu/jit.h"
 #include "codegen/cpu/matmul_bench.h"
 #include "codegen/cpu/moe_bench.h"
@@ -13,7 +14,7 @@ namespace moec {
 namespace {
 
 struct KernelFlags {
-  std::string dtype = "f32", only;
+  std::string dtype = "f32", only, against;
   double seconds = 0.2;
   bool json = false, growth = false;
 
@@ -32,7 +33,20 @@ CLI::App* add_kernel_bench(CLI::App& bench, const char* name, const char* what,
   c->add_option("--seconds", o->seconds, "Time spent on each row")
       ->check(CLI::Range(0.0, 600.0));
   c->add_flag("--json", o->json, "One JSON object as the last line of stdout");
+  c->add_option("--against", o->against,
+                "Another build of moec, which times the same rows in turn; a "
+                "column says how much faster this one is")
+      ->check(CLI::ExistingFile);
   return c;
+}
+
+// Starts the other build, if one is named, on the command `name`.
+void start_against(const KernelFlags& o, const char* name) {
+  if (o.against.empty()) return;
+  std::vector<std::string> args = {"bench",  name,   "--dtype",   o.dtype,
+                                   "--only", o.only, "--seconds", "0"};
+  if (o.growth) args.push_back("--growth");
+  lead_bench_turns(o.against, std::move(args));
 }
 
 void run_ops(const KernelFlags& o) {
@@ -84,14 +98,20 @@ void add_bench_ops(CLI::App& bench) {
   auto o = std::make_shared<KernelFlags>();
   auto* c = add_kernel_bench(
       bench, "ops", "Matrix products, the loss, AdamW, norms and others", o);
-  c->callback([o] { run_ops(*o); });
+  c->callback([o] {
+    start_against(*o, "ops");
+    run_ops(*o);
+  });
 }
 
 void add_bench_attention(CLI::App& bench) {
   auto o = std::make_shared<KernelFlags>();
   auto* c = add_kernel_bench(bench, "attention",
                              "Attention, forward and backward", o);
-  c->callback([o] { run_attention(*o); });
+  c->callback([o] {
+    start_against(*o, "attention");
+    run_attention(*o);
+  });
 }
 
 void add_bench_moe(CLI::App& bench) {
@@ -99,7 +119,10 @@ void add_bench_moe(CLI::App& bench) {
   auto* c = add_kernel_bench(
       bench, "moe", "Experts beside a dense layer of equal active weights", o);
   c->add_flag("--growth", o->growth, "Also 8 -> 64 experts, 2x the tokens");
-  c->callback([o] { run_moe(*o); });
+  c->callback([o] {
+    start_against(*o, "moe");
+    run_moe(*o);
+  });
 }
 
 }  // namespace moec

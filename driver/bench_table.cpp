@@ -4,6 +4,8 @@
 
 #include <cstdio>
 
+#include "codegen/cpu/bench_turns.h"
+
 namespace moec {
 
 BenchTable::BenchTable(std::string dtype, bool json) : json_(json) {
@@ -16,9 +18,10 @@ void BenchTable::section(const std::string& title, const std::string& key) {
   if (json_) return;
   fmt::print("{}; one thread, shares of rates measured in the same run\n",
              title);
-  fmt::print("{:34} {:>10} {:>9} {:>6} {:>5} {:>8} {:>7} {:>8} {:>6} {:>8}\n",
-             "", "us", "GFLOP/s", "% peak", "GHz", "% cycles", "GB/s",
-             "% stream", "tasks", "us/task");
+  fmt::print(
+      "{:34} {:>10} {:>9} {:>6} {:>5} {:>8} {:>7} {:>8} {:>6} {:>8} {:>7}\n",
+      "", "us", "GFLOP/s", "% peak", "GHz", "% cycles", "GB/s", "% stream",
+      "tasks", "us/task", bench_turns() ? "speedup" : "");
 }
 
 void BenchTable::add(const BenchRow& r) {
@@ -38,6 +41,7 @@ void BenchTable::add(const BenchRow& r) {
     }
     row["tasks"] = r.tasks;
     row["task_us"] = task_us;
+    if (r.speedup) row["speedup"] = r.speedup;
     all_[key_].push_back(std::move(row));
     return;
   }
@@ -45,13 +49,15 @@ void BenchTable::add(const BenchRow& r) {
     return v ? fmt::format("{:.{}f}", v, digits) : std::string();
   };
   fmt::print(
-      "{:34} {:>10.1f} {:>9} {:>6} {:>5} {:>8} {:>7} {:>8} {:>6} {:>8.1f}\n",
+      "{:34} {:>10.1f} {:>9} {:>6} {:>5} {:>8} {:>7} {:>8} {:>6} {:>8.1f} "
+      "{:>7}\n",
       r.name, us, r.peak ? number(r.flops / r.seconds / 1e9, 1) : "",
       number(100 * r.peak_share(), 1),
       r.peak ? number(r.cycles / r.seconds / 1e9, 2) : "",
       number(100 * r.cycle_share(), 1),
       r.stream ? number(r.bytes / r.seconds / 1e9, 1) : "",
-      number(100 * r.stream_share(), 1), r.tasks, task_us);
+      number(100 * r.stream_share(), 1), r.tasks, task_us,
+      number(r.speedup, 3));
   std::fflush(stdout);
 }
 

@@ -19,7 +19,7 @@ struct Arena {
   int64_t used = 0;
   bool bf16;
 
-  Arena(int64_t bytes, bool bf16) : buffer(bytes), bf16(bf16) {}
+  Arena(int64_t bytes, bool bf16) : buffer(bench_buffer(bytes)), bf16(bf16) {}
   std::byte* take(int64_t bytes) {
     MOEC_CHECK(used + bytes <= buffer.size());
     std::byte* p = buffer.data() + used;

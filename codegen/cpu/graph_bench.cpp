@@ -48,8 +48,9 @@ struct GraphBench::Impl {
     std::mt19937 gen(1);
     for (Node* n : graph->args()) {
       place(n->result());
-      store_tensor(random_tensor(n->type(), ids, gen),
-                   memory.at(n->result())->bytes());
+      store_tensor(
+          random_tensor(n->type(), ids, gen),
+          memory.at(n->result())->bytes().first(size_t(n->type().bytes())));
     }
     share_outputs();
     for (Node* n : *graph)
@@ -58,7 +59,7 @@ struct GraphBench::Impl {
 
   void place(Value v) {
     if (!memory.contains(v))
-      memory[v] = std::make_shared<Buffer>(std::max<i64>(v.type().bytes(), 64));
+      memory[v] = std::make_shared<Buffer>(bench_buffer(v.type().bytes() + 64));
   }
 
   void share(Value v, Value with) {
@@ -80,7 +81,7 @@ struct GraphBench::Impl {
       return;
     }
     for (int r = 0; r < n.num_results(); ++r) place(n.result(r));
-    workspaces.emplace_back(std::max<i64>(64, low.workspace_bytes));
+    workspaces.push_back(bench_buffer(std::max<i64>(64, low.workspace_bytes)));
     std::vector<std::byte*> own;
     for (Value v : n.operands()) own.push_back(memory.at(v)->data());
     for (int r = 0; r < n.num_results(); ++r)

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "codegen/cpu/bench_turns.h"
 #include "codegen/cpu/emit.h"
 #include "codegen/cpu/jit.h"
 #include "codegen/cpu/peak.h"
@@ -30,6 +31,11 @@ struct Timed {
 
 }  // namespace
 
+Buffer bench_buffer(int64_t bytes) {
+  constexpr int64_t kHuge = 2 << 20;
+  return Buffer((bytes + kHuge - 1) / kHuge * kHuge);
+}
+
 BenchRow time_launches(KernelLibrary& lib, std::string name,
                        std::span<const BoundLaunch> launches, bool bf16,
                        double seconds) {
@@ -44,7 +50,7 @@ BenchRow time_launches(KernelLibrary& lib, std::string name,
     scratch_bytes = std::max(scratch_bytes, l.spec.scratch_bytes);
   }
   const std::vector<KernelFn> fns = lib.get(specs);
-  Buffer scratch(scratch_bytes);
+  Buffer scratch = bench_buffer(scratch_bytes);
   auto time = [&](const std::vector<Slice>& all, int repeat) {
     double start = thread_seconds();
     for (int r = 0; r < repeat; ++r)
@@ -74,19 +80,26 @@ BenchRow time_launches(KernelLibrary& lib, std::string name,
   // a run below a slice's length is repeated as a whole
   const int repeat = std::max(1, int(kSlice / once));
   if (repeat > 1) parts = {{whole}};
-  double spent = 0;
-  for (int round = 0; round < 5 || spent < seconds; ++round) {
+  BenchTurns* turns = bench_turns();
+  double spent = 0, last = 0;
+  for (int round = 0;; ++round) {
+    bool more = round < 5 || spent < seconds;
+    if (turns) more = turns->next(row.name, last / repeat, more);
+    if (!more) break;
+    last = 0;
     if (round % 8 == 0)
       row.peak = std::max(row.peak, measure_flops(lib, bf16, 0.002));
     double before = core_clock();
     for (Timed& p : parts) {
       const double took = time(p.slices, repeat), after = core_clock();
-      p.seconds = std::min(p.seconds, took), spent += took * repeat;
+      p.seconds = std::min(p.seconds, took), last += took * repeat;
       // the faster of the two, so as to count no cycle too few
       p.cycles = std::min(p.cycles, took * std::max(before, after));
       before = after;
     }
+    spent += last;
   }
+  if (turns) row.speedup = turns->speedup();
   row.peak_per_cycle = measure_flops_per_cycle(lib, bf16);
   for (const Timed& p : parts) row.seconds += p.seconds, row.cycles += p.cycles;
   return row;
@@ -100,7 +113,7 @@ double measure_stream(KernelLibrary& lib, const StreamPattern& p,
   std::vector<Buffer> memory;
   BoundLaunch l;
   for (int i = 0; i < arrays; ++i) {
-    memory.emplace_back(n * 4);
+    memory.push_back(bench_buffer(n * 4));
     std::ranges::fill(memory.back().as<float>(), 1.0f);  // touched
     l.buffers.push_back(memory.back().data());
   }

@@ -12,6 +12,10 @@ namespace moec {
 
 class KernelLibrary;
 
+// Memory for a bench, in whole huge pages: how single ones lie in the caches
+// differs from run to run.
+Buffer bench_buffer(int64_t bytes);
+
 // A launch with its memory.
 struct BoundLaunch {
   KernelSpec spec;
@@ -28,6 +32,7 @@ struct BenchRow {
   double cycles = 0;          // of one run; the core's clock varies
   double stream = 0;  // bytes/s of a stream of the same pattern; 0: none
   int64_t tasks = 0;
+  double speedup = 0;  // over another build that took turns; 0: none
 
   double peak_share() const { return peak ? flops / seconds / peak : 0; }
   // Share of the FLOP that the dtype has in as many cycles: what the code is
@@ -41,8 +46,8 @@ struct BenchRow {
 // Runs the launches in order, spending about `seconds`; CPU time of the
 // thread. Slices of a launch's tasks are timed apart and the best of each is
 // added up: other load on the machine rarely spares a whole run. The peak is
-// measured in between, the clock before and after each slice. Sets all but
-// stream.
+// measured in between, the clock before and after each slice. Rounds alternate
+// with those of bench_turns(), if there is one. Sets all but stream.
 BenchRow time_launches(KernelLibrary&, std::string name,
                        std::span<const BoundLaunch>, bool bf16, double seconds);
 

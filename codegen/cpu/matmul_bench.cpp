@@ -33,7 +33,7 @@ MatmulDesc describe(const MatmulShape& s) {
 
 // Small values of both signs in the dtype.
 Buffer filled(int64_t elements, bool bf16) {
-  Buffer v(elements * (bf16 ? 2 : 4) + 64);
+  Buffer v = bench_buffer(elements * (bf16 ? 2 : 4) + 64);
   uint32_t x = 12345;
   for (int64_t k = 0; k < elements; ++k) {
     x = x * 1664525 + 1013904223;
@@ -99,7 +99,7 @@ BenchRow bench_matmul(KernelLibrary& lib, const MatmulShape& s,
   const int64_t rows = s.trans_a ? s.k : s.m;
   for (int64_t e = 0; e <= groups; ++e) offsets[e] = int32_t(rows * e / groups);
   MatmulKernels k = matmul_kernels(d, lib.target(), 4);
-  Buffer workspace(k.workspace_bytes + 64);
+  Buffer workspace = bench_buffer(k.workspace_bytes + 64);
   std::vector<BoundLaunch> launches;
   for (KernelSpec& spec : k.launches)
     launches.push_back(

@@ -97,6 +97,9 @@ std::vector<BenchRow> bench_moe(KernelLibrary& lib, const MoeShape& s,
   both.name = name + " both";
   both.seconds += rows[1].seconds, both.cycles += rows[1].cycles;
   both.tasks += rows[1].tasks;
+  both.speedup =
+      (rows[0].seconds * rows[0].speedup + rows[1].seconds * rows[1].speedup) /
+      both.seconds;
   both.flops = 3 * product;
   both.peak = std::max(rows[0].peak, rows[1].peak);
   rows.push_back(both);

@@ -330,6 +330,20 @@ TEST_CASE("kernel benches give a rate for each row") {
   rows({"attention", "--only", "B2 H6/2"}, "attention", 2);
 }
 
+TEST_CASE("another build takes turns with a bench") {
+  auto against = [](const char* binary) {
+    return run_moec({"bench", "ops", "--only", "64x64x64 N", "--seconds", "0",
+                     "--json", "--against", binary});
+  };
+  auto o = against(MOEC_BINARY);
+  CAPTURE(o.err);
+  REQUIRE(o.code == 0);
+  auto rows = nlohmann::json::parse(last_line(o.out))["matmul"];
+  REQUIRE(rows.size() == 3);
+  for (auto& row : rows) CHECK(row["speedup"] > 0);
+  fails(against("/bin/true"), 1, "ended before the bench did");
+}
+
 TEST_CASE_FIXTURE(Fixture, "import, all that runs on it, and export") {
   std::string hf = "tests/models/golden/hf/mixtral";
   auto step = (dir / "step").string(), back = (dir / "back").string();
