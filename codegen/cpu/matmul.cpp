@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "codegen/cpu/matmul_plan.h"
+#include "codegen/cpu/split_f32.h"
 #include "codegen/cpu/target.h"
 #include "support/error.h"
 
@@ -70,6 +71,7 @@ MatmulPlan plan_pairs(const MatmulDesc& d, int workspace) {
   constexpr int64_t kFarBytes = 1 << 20, kShortSum = 128;
   MatmulPlan p;
   p.pairs = true;
+  p.planes = d.bf16 ? 1 : kSplitPlanes;
   p.heights = {int(kTile)};
   for (int64_t b : d.batch) p.batch *= b;
   const int64_t m = std::max<int64_t>(d.m, 1), n = std::max<int64_t>(d.n, 1);
@@ -131,18 +133,18 @@ MatmulPlan plan_pairs(const MatmulDesc& d, int workspace) {
   p.workspace_a = can_pack && !in_place && p.blocks_n > 1;
   const int64_t padded = round_up(k, kTile);
   if (p.workspace_b) {
-    p.b_pitch = padded / 2 * kTile;
+    p.b_pitch = padded / 2 * kTile * p.planes;
     p.workspace_bytes = ceil_div(n, kTile) * p.b_pitch * 4;
     if (p.block_k > kShortSum)
-      p.lines_ahead = ceil_div(kTile * kTile, p.block_m);
+      p.lines_ahead = ceil_div(kTile * kTile * p.planes, p.block_m);
   }
-  p.a_pitch = (p.workspace_a ? padded : p.block_k) / 2 * kTile;
+  p.a_pitch = (p.workspace_a ? padded : p.block_k) / 2 * kTile * p.planes;
   if (p.workspace_a) {
     p.workspace_a_offset = p.workspace_bytes;
     p.workspace_bytes += ceil_div(m, kTile) * p.a_pitch * 4;
   }
   if (p.workspace_bytes) p.workspace = workspace;
-  p.a_offset = p.block_k * 2 * kTile;
+  p.a_offset = p.block_k * 2 * kTile * p.planes;
   const bool packs_a = !in_place && !p.workspace_a;
   p.turn_offset =
       p.a_offset + (packs_a ? p.block_m / kTile * p.a_pitch * 4 : 0);
@@ -152,10 +154,16 @@ MatmulPlan plan_pairs(const MatmulDesc& d, int workspace) {
   return p;
 }
 
+// Whether a product of f32 repays that its operands are split.
+bool splits(const MatmulDesc& d) {
+  const bool f32 = d.a.dtype == DType::F32 && d.b.dtype == DType::F32;
+  return f32 && std::min(d.m, d.n) >= atol(getenv("X_MIN") ? getenv("X_MIN") : "64") && d.k >= 64;
+}
+
 }  // namespace
 
 MatmulPlan plan_matmul(const MatmulDesc& d, const Target& t, int workspace) {
-  if (d.bf16 && t.amx_bf16) return plan_pairs(d, workspace);
+  if (t.amx_bf16 && (d.bf16 || splits(d))) return plan_pairs(d, workspace);
   MatmulPlan p;
   const int64_t m = std::max<int64_t>(d.m, 1), n = std::max<int64_t>(d.n, 1);
   const int64_t k = std::max<int64_t>(d.k, 1);
@@ -299,6 +307,7 @@ std::string describe(const MatmulDesc& d, const MatmulPlan& p) {
   if (p.workspace >= 0) s += fmt::format(" ws {}", p.workspace);
   if (p.workspace_a) s += " a";
   if (p.a == MatmulPlan::A::Tiles) s += " tiles";
+  if (p.planes > 1) s += " split";
   return s;
 }
 
@@ -377,7 +386,8 @@ MatmulKernels reduction_in_parts(const MatmulDesc& d, const Target& t,
 MatmulKernels matmul_kernels(const MatmulDesc& d, const Target& t,
                              int workspace) {
   check(d);
-  if (workspace >= 0 && splits_reduction(d))
+  const bool split = t.amx_bf16 && splits(d);
+  if (workspace >= 0 && !split && splits_reduction(d))
     return reduction_in_parts(d, t, workspace);
   const MatmulPlan p = plan_matmul(d, t, workspace);
   MatmulKernels all;

@@ -109,8 +109,8 @@ V MatmulBody::partial(const Block& x, V panel) {
 }
 
 V MatmulBody::packed_b(V panel, V k0) {
-  V step = d.bf16 ? e.lshr(k0, e.i(1)) : k0;
-  V at = e.add(e.mul(panel, p.b_pitch), e.mul(step, p.panel));
+  V line = p.pairs ? e.mul(k0, p.planes * p.panel / 2) : e.mul(k0, p.panel);
+  V at = e.add(e.mul(panel, p.b_pitch), line);
   return e.at(e.buffer(p.workspace), at);
 }
 

@@ -1,8 +1,10 @@
-// Packing of operands into units of 4 bytes: f32, or pairs of bf16 along k.
+// Packing of operands into units of 4 bytes: f32, or pairs of bf16 along k, of
+// f32 in three planes (split_f32.h).
 #include <algorithm>
 
 #include "codegen/cpu/emit.h"
 #include "codegen/cpu/matmul_plan.h"
+#include "codegen/cpu/split_f32.h"
 #include "codegen/cpu/target.h"
 
 namespace moec {
@@ -16,15 +18,18 @@ constexpr int64_t kLinesAhead = 64;
 struct Pack {
   Emit& e;
   const MatmulOperand& o;
-  const bool bf16;
+  const bool bf16;  // pairs
+  const int planes;
   // Elements between neighbours along k and across.
   const int64_t along, across;
   const int L, size;
 
-  Pack(Emit& e, const MatmulOperand& o, bool bf16, bool is_a)
+  Pack(Emit& e, const MatmulOperand& o, const MatmulPlan& p, bool bf16,
+       bool is_a)
       : e(e),
         o(o),
         bf16(bf16),
+        planes(p.planes),
         along(is_a ? o.col_stride : o.row_stride),
         across(is_a ? o.row_stride : o.col_stride),
         L(e.lanes()),
@@ -33,18 +38,36 @@ struct Pack {
   V element(V base, V index) { return e.at(base, index, size); }
   V steps(V kk) { return bf16 ? e.lshr(e.add(kk, 1), e.i(1)) : kk; }
 
+  // The planes' units of two f32, scalars or vectors.
+  Vs split_pair(V low, V high) {
+    Vs a = split_f32(e, low), b = split_f32(e, high), units;
+    for (int i = 0; i < planes; ++i) units.push_back(join_pair(e, a[i], b[i]));
+    return units;
+  }
+  // Of 2 L f32 along k, as i16.
+  Vs split_row(V first, V second) {
+    Vs a = split_f32(e, first), b = split_f32(e, second), units;
+    for (int i = 0; i < planes; ++i) units.push_back(join_row(e, a[i], b[i]));
+    return units;
+  }
+  void store(const Vs& units, V p, int64_t plane, int align) {
+    for (size_t i = 0; i < units.size(); ++i)
+      e.store_raw(units[i], e.at(p, int64_t(i) * plane), align);
+  }
+
   // L units of one step from k line `p`; `q` is the next line, null if absent.
-  V units_across(V p, V q, V mask) {
-    if (!bf16) return e.vload(o.dtype, p, mask, L);
+  Vs units_across(V p, V q, V mask) {
+    if (!bf16) return {e.vload(o.dtype, p, mask, L)};
     if (o.dtype == DType::BF16) {
       V lo = e.zext(e.load_raw(Ty::I16, p, L, 2, mask), Ty::I32);
-      if (!q) return lo;
+      if (!q) return {lo};
       V hi = e.zext(e.load_raw(Ty::I16, q, L, 2, mask), Ty::I32);
-      return e.or_(lo, e.shl(hi, e.i32(16)));
+      return {e.or_(lo, e.shl(hi, e.i32(16)))};
     }
-    return e.pack_bf16_pair(
-        e.vload(o.dtype, p, mask, L),
-        q ? e.vload(o.dtype, q, mask, L) : e.zero(Ty::F32, L));
+    V lo = e.vload(o.dtype, p, mask, L);
+    V hi = q ? e.vload(o.dtype, q, mask, L) : e.zero(Ty::F32, L);
+    if (planes > 1) return split_pair(lo, hi);
+    return {e.pack_bf16_pair(lo, hi)};
   }
 
   // L consecutive steps along k, contiguous in memory.
@@ -57,8 +80,17 @@ struct Pack {
   }
 
   // One unit from single elements; `has_second` as in units_across.
-  V unit(V p, V has_second) {
-    if (!bf16) return e.load(o.dtype, p);
+  Vs unit(V p, V has_second) {
+    if (!bf16) return {e.load(o.dtype, p)};
+    if (planes > 1) {
+      V next = e.if_values(
+          has_second,
+          [&] {
+            return Vs{e.load(o.dtype, element(p, e.i(along)))};
+          },
+          [&] { return Vs{e.f(0)}; })[0];
+      return split_pair(e.load(o.dtype, p), next);
+    }
     V lo = e.zext(e.to_bf16(e.load(o.dtype, p)), Ty::I32);
     V hi = e.if_values(
         has_second,
@@ -67,13 +99,13 @@ struct Pack {
           return Vs{e.zext(e.to_bf16(v), Ty::I32)};
         },
         [&] { return Vs{e.i32(0)}; })[0];
-    return e.or_(lo, e.shl(hi, e.i32(16)));
+    return {e.or_(lo, e.shl(hi, e.i32(16)))};
   }
 
   // Lines of constant k are contiguous: copy or interleave them.
   // `each` calls its argument with (column, mask or null) for all vectors of a
   // line, which has about `width` elements.
-  using PutVector = std::function<void(V step, V col, V units)>;
+  using PutVector = std::function<void(V step, V col, const Vs& units)>;
   using EachVector =
       std::function<void(const std::function<void(V col, V mask)>&)>;
   void lines(V src, V kk, int64_t width, const EachVector& each,
@@ -114,6 +146,7 @@ struct Pack {
   // Runs of k are contiguous: transpose blocks in registers. The last block
   // overlaps the one before it, so nothing needs a mask.
   void transposed(V src, V dst, V kk, int64_t pitch, int64_t cols) {
+    if (planes > 1) return transposed_planes(src, dst, kk, pitch, cols);
     V n = steps(kk), last = e.sub(n, e.i(L));
     const int64_t whole = cols / L * L;
     e.loop(e.i(0), n, L, [&](V block) {
@@ -126,16 +159,51 @@ struct Pack {
     });
   }
 
-  // Anything: short reductions, odd k, doubly strided operands.
+  // The same in planes, by blocks of 2 L elements along k that end in zeros.
+  void transposed_planes(V src, V dst, V kk, int64_t pitch, int64_t cols) {
+    auto block = [&](int64_t cols, bool whole) {
+      std::string name = "split" + std::to_string(cols) + (whole ? "" : "part");
+      return e.define(name, {Ty::Ptr, Ty::Ptr, Ty::I64}, [&](const Vs& a) {
+        for (int half = 0; half < 2; ++half) {
+          V mask = whole ? nullptr : e.mask(e.add(a[2], -half * L), L);
+          Vs x;
+          for (int64_t c = 0; c < L; ++c) {
+            V p = element(a[0], e.i(c * across + half * L));
+            x.push_back(c < cols ? e.vload(o.dtype, p, mask, L)
+                                 : e.zero(Ty::F32, L));
+          }
+          x = e.transpose(x);
+          for (int r = 0; r < L; r += 2)
+            store(split_pair(x[r], x[r + 1]),
+                  e.at(a[1], (half * L + r) / 2 * pitch), L * pitch, 4 * L);
+        }
+      });
+    };
+    const int64_t tail = cols % L;
+    e.loop(e.i(0), kk, 2 * L, [&](V k) {
+      V t = e.at(dst, e.mul(k, pitch * planes / 2)), left = e.sub(kk, k);
+      for (int64_t g = 0; g < cols; g += L) {
+        const int64_t n = cols - g >= L ? L : tail;
+        Vs args{element(src, e.add(k, g * across)), e.at(t, g), left};
+        e.if_(
+            e.ge(left, e.i(2 * L)), [&] { e.call(block(n, true), args); },
+            [&] { e.call(block(n, false), args); });
+      }
+    });
+  }
+
+  // Anything: short reductions, odd k, doubly strided operands. `plane`: units
+  // between planes.
   void elements(V src, V kk, V cols,
-                const std::function<V(V step, V col)>& place) {
+                const std::function<V(V step, V col)>& place,
+                int64_t plane = 0) {
     e.loop(e.i(0), steps(kk), 1, [&](V step) {
       V k = bf16 ? e.mul(step, 2) : step;
       V s = element(src, e.mul(k, along));
       V second = e.lt(e.add(k, 1), kk);
       e.loop(e.i(0), cols, 1, [&](V c) {
-        V v = unit(element(s, e.mul(c, across)), second);
-        e.store_raw(v, place(step, c));
+        store(unit(element(s, e.mul(c, across)), second), place(step, c), plane,
+              0);
       });
     });
   }
@@ -144,7 +212,7 @@ struct Pack {
   // of a row's element.
   V in_tiles(V dst, V row, V step, int64_t pitch) {
     V strip = e.at(dst, e.mul(e.lshr(row, e.i(5)), pitch));
-    V tile = e.at(strip, e.mul(e.lshr(step, e.i(4)), kTileUnits));
+    V tile = e.at(strip, e.mul(e.lshr(step, e.i(4)), planes * kTileUnits));
     V line = e.at(tile, e.mul(e.and_(row, e.i(31)), 16));
     return e.at(line, e.and_(step, e.i(15)));
   }
@@ -160,10 +228,14 @@ struct Pack {
           V part = mask ? e.slice(mask, from, L) : nullptr;
           return e.vload(o.dtype, element(s, e.add(k, from)), part, L);
         };
-        V x = o.dtype == DType::BF16
-                  ? e.load_raw(Ty::I16, element(s, k), 2 * L, 2, mask)
-                  : e.to_bf16(half(0), half(L));
-        e.store_raw(x, e.at(t, e.mul(k, kTileUnits / (2 * L))), 4 * L);
+        V to = e.at(t, e.mul(k, planes * kTileUnits / (2 * L)));
+        if (planes > 1)
+          store(split_row(half(0), half(L)), to, kTileUnits, 4 * L);
+        else
+          e.store_raw(o.dtype == DType::BF16
+                          ? e.load_raw(Ty::I16, element(s, k), 2 * L, 2, mask)
+                          : e.to_bf16(half(0), half(L)),
+                      to, 4 * L);
       };
       e.loop(e.i(0), whole, 2 * L, [&](V k) { block(k, nullptr); });
       e.if_(e.lt(whole, kk),
@@ -177,6 +249,20 @@ struct Pack {
       std::vector<Ty> params = {Ty::Ptr, Ty::Ptr, Ty::I64, Ty::I64};
       return e.define(whole ? "turn" : "turn_part", params, [&](const Vs& a) {
         V rows = whole ? nullptr : e.mask(a[3], L);
+        if (planes > 1) {
+          Vs halves[2];
+          for (int k = 0; k < 2 * L; ++k) {
+            V mask = nullptr;
+            if (!whole) mask = e.and_(rows, e.splat(e.lt(e.i(k), a[2]), L));
+            V p = element(a[0], e.i(k * along));
+            halves[k / L].push_back(e.vload(o.dtype, p, mask, L));
+          }
+          for (Vs& x : halves) x = e.transpose(x);
+          for (int r = 0; r < L; ++r)
+            store(split_row(halves[0][r], halves[1][r]), e.at(a[1], r * 16),
+                  kTileUnits, 4 * L);
+          return;
+        }
         Vs x;
         for (int r = 0; r < L; ++r) {
           V p = element(a[0], e.i(2 * r * along));
@@ -239,15 +325,21 @@ Fn define_pack_b(Emit& e, const MatmulDesc& d, const MatmulPlan& p,
   return e.define(
       "pack_b" + std::to_string(cols), {Ty::Ptr, Ty::Ptr, Ty::I64},
       [&](const Vs& a) {
-        Pack pack(e, d.b, d.bf16, false);
-        const int64_t L = e.lanes();
+        Pack pack(e, d.b, p, d.bf16 || p.planes > 1, false);
+        const int64_t L = e.lanes(), plane = 16 * p.panel;
+        auto place = [&](V step, V col) {
+          V line = e.mul(step, p.panel);
+          if (p.planes > 1)  // planes of 16 steps
+            line = e.add(line, e.mul(e.and_(step, e.i(-16)),
+                                     (p.planes - 1) * p.panel));
+          return e.at(e.at(a[1], line), col);
+        };
         if (p.pairs)  // zeros up to whole tiles along k
           e.loop(pack.steps(a[2]),
                  e.and_(e.add(pack.steps(a[2]), 15), e.i(-16)), 1, [&](V step) {
                    for (int64_t c = 0; c < p.panel; c += L)
-                     e.store_raw(e.zero(Ty::I32, int(L)),
-                                 e.at(e.at(a[1], e.mul(step, p.panel)), c),
-                                 int(4 * L));
+                     pack.store(Vs(p.planes, e.zero(Ty::I32, int(L))),
+                                place(step, e.i(c)), plane, int(4 * L));
                  });
         if (d.b.col_stride == 1)
           return pack.lines(
@@ -257,17 +349,16 @@ Fn define_pack_b(Emit& e, const MatmulDesc& d, const MatmulPlan& p,
                   vector(e.i(c),
                          c + L <= cols ? nullptr : e.mask(e.i(cols - c)));
               },
-              [&](V step, V col, V units) {
-                V to = e.at(e.at(a[1], e.mul(step, p.panel)), col);
-                e.store_raw(units, to, int(4 * L));
+              [&](V step, V col, const Vs& units) {
+                pack.store(units, place(step, col), plane, int(4 * L));
               });
         const int64_t k = shortest_k(d, p);
-        const bool blocks = d.bf16 ? k >= 2 * L && d.k % 2 == 0 : k >= L;
+        const bool blocks = p.planes > 1 ? true
+                            : d.bf16     ? k >= 2 * L && d.k % 2 == 0
+                                         : k >= L;
         if (d.b.row_stride == 1 && blocks)
           return pack.transposed(a[0], a[1], a[2], p.panel, cols);
-        pack.elements(a[0], a[2], e.i(cols), [&](V step, V col) {
-          return e.at(e.at(a[1], e.mul(step, p.panel)), col);
-        });
+        pack.elements(a[0], a[2], e.i(cols), place, plane);
       });
 }
 
@@ -302,8 +393,8 @@ void emit_pack_b(Emit& e, const MatmulDesc& d, const MatmulPlan& p) {
   auto pack = [&](V index, int64_t cols, V k, V kk) {
     V column = e.mul(index, p.panel * d.b.col_stride);
     V at = e.add(e.add(column, d.b.offset), e.mul(k, d.b.row_stride));
-    V step = d.bf16 ? e.lshr(k, e.i(1)) : k;
-    V to = e.add(e.mul(index, p.b_pitch), e.mul(step, p.panel));
+    V line = p.pairs ? e.mul(k, p.planes * p.panel / 2) : e.mul(k, p.panel);
+    V to = e.add(e.mul(index, p.b_pitch), line);
     e.call(define_pack_b(e, d, p, cols),
            {e.at(e.buffer(d.b.buffer), at, dtype_size(d.b.dtype)),
             e.at(e.buffer(p.workspace), to), kk});
@@ -326,7 +417,7 @@ void emit_pack_a(Emit& e, const MatmulDesc& d, const MatmulPlan& p, V task) {
   V k = e.mul(e.urem(task, e.i(parts)), kPackK);
   V at = e.add(e.mul(row, d.a.row_stride), e.mul(k, d.a.col_stride));
   V to = e.add(e.mul(e.lshr(row, e.i(5)), p.a_pitch),
-               e.mul(e.lshr(k, e.i(5)), kTileUnits));
+               e.mul(e.lshr(k, e.i(5)), p.planes * kTileUnits));
   V workspace = e.at(e.buffer(p.workspace), p.workspace_a_offset, 1);
   e.call(
       define_pack_pairs(e, d, p),
@@ -355,7 +446,7 @@ void emit_matmul_pack(Emit& e, const MatmulDesc& d, const MatmulPlan& p) {
 Fn define_pack_pairs(Emit& e, const MatmulDesc& d, const MatmulPlan& p) {
   std::vector<Ty> params = {Ty::Ptr, Ty::Ptr, Ty::I64, Ty::I64};
   return e.define("pack_pairs", params, [&](const Vs& a) {
-    Pack pack(e, d.a, true, true);
+    Pack pack(e, d.a, p, true, true);
     if (d.a.col_stride == 1)
       return pack.tiles(a[0], a[1], a[2], p.a_pitch, a[3]);
     if (d.a.row_stride == 1)
@@ -366,16 +457,18 @@ Fn define_pack_pairs(Emit& e, const MatmulDesc& d, const MatmulPlan& p) {
     V steps = pack.steps(a[2]);
     e.loop(e.i(0), a[3], 1, [&](V row) {
       e.loop(steps, e.and_(e.add(steps, 15), e.i(-16)), 1,
-             [&](V s) { e.store_raw(e.i32(0), place(s, row)); });
+             [&](V s) {
+               pack.store(Vs(p.planes, e.i32(0)), place(s, row), kTileUnits, 0);
+             });
     });
-    pack.elements(a[0], a[2], a[3], place);
+    pack.elements(a[0], a[2], a[3], place, kTileUnits);
   });
 }
 
 Fn define_pack_a(Emit& e, const MatmulDesc& d, const MatmulPlan& p) {
   return e.define(
       "pack_a", {Ty::Ptr, Ty::Ptr, Ty::I64, Ty::I64}, [&](const Vs& a) {
-        Pack pack(e, d.a, d.bf16, true);
+        Pack pack(e, d.a, p, d.bf16, true);
         const int L = e.lanes();
         if (p.a == MatmulPlan::A::Rows)
           return pack.rows(a[0], a[1], a[2], p.a_pitch, a[3]);
@@ -394,9 +487,9 @@ Fn define_pack_a(Emit& e, const MatmulDesc& d, const MatmulPlan& p) {
               e.loop(e.i(0), whole, L, [&](V c) { vector(c, nullptr); });
               e.if_(e.gt(rest, e.i(0)), [&] { vector(whole, e.mask(rest)); });
             },
-            [&](V step, V row, V units) {
+            [&](V step, V row, const Vs& units) {
               for (int r = 0; r < L; r += tall)
-                e.store_raw(e.slice(units, r, tall), place(step, e.add(row, r)),
+                e.store_raw(e.slice(units[0], r, tall), place(step, e.add(row, r)),
                             4 * tall);
             });
       });

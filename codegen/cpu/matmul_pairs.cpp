@@ -62,7 +62,8 @@ Fn MatmulBody::pair_tile(int64_t cols) {
     const int64_t ld = 4 * p.panel, steps = p.block_k / kPairStep;
     const int64_t rows = (kPairStep + steps - 1) / steps;  // a step
     PairProduct m{x[0], a_row, x[1], ld, x[2], ld};
-    if (p.a != MatmulPlan::A::Direct) m.a_step = kTileBytes;
+    m.planes = p.planes;
+    if (p.a != MatmulPlan::A::Direct) m.a_step = kTileBytes * p.planes;
     m.stream_a = p.overlaps;
     const Vs here = moved(bases, x[5], x[6]);
     V fetches = e.ge(x[5], e.i(0));
@@ -112,7 +113,7 @@ void MatmulBody::pair_block(const Block& x, V k0, V kk, V flags) {
   V a = element(x.a, d.a, x.row, from);
   if (p.workspace_a) {
     V strip = e.mul(e.lshr(x.row, e.i(5)), p.a_pitch * 4);
-    V at = e.add(strip, e.mul(e.lshr(k0, e.i(5)), kTileBytes));
+    V at = e.add(strip, e.mul(e.lshr(k0, e.i(5)), kTileBytes * p.planes));
     a = e.at(e.at(e.buffer(p.workspace), p.workspace_a_offset, 1), at, 1);
   } else if (!direct) {
     V packed = e.at(e.scratch(), p.a_offset, 1);

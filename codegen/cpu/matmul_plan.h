@@ -37,6 +37,9 @@ struct MatmulPlan {
   // packed as Tiles of 32 rows by 32 elements, padded with zeros along k, as
   // B's panels are.
   bool pairs = false;
+  // With `pairs`: of f32 operands three, one after the other for every 32
+  // elements of k (split_f32.h).
+  int planes = 1;
   // How A is read: in place, or packed per task as [tile][step][heights[0]]
   // (Tiles, its layout follows the broadcasts) or as [block_m][step] (Rows,
   // for f32 operands of a bf16 product whose rows are contiguous).

@@ -12,9 +12,73 @@ namespace {
 // Two by two tile registers of sums, two of A, two of B.
 enum TileName { kSums = 0, kLeft = 4, kRight = 6 };
 
+// The steps of a tile's sums.
+void plain_steps(Emit& e, const PairProduct& m, V a, V k) {
+  V lda = e.i(m.lda), ldb = e.i(m.ldb);
+  e.loop(e.i(0), k, kPairStep, [&](V x) {
+    V left = e.at(a, e.mul(x, m.a_step / kPairStep), 1);
+    V right = e.at(m.b, e.mul(x, m.ldb / 2), 1);
+    auto load_left = [&](int tile, V p) {
+      m.stream_a ? e.tile_load_stream(tile, p, lda) : e.tile_load(tile, p, lda);
+    };
+    load_left(kLeft, left);
+    e.tile_load(kRight, right, ldb);
+    e.tile_dpbf16(kSums, kLeft, kRight);
+    if (m.beside) m.beside(x);
+    e.tile_load(kRight + 1, e.at(right, 64, 1), ldb);
+    e.tile_dpbf16(kSums + 1, kLeft, kRight + 1);
+    load_left(kLeft + 1, e.at(left, 16 * m.lda, 1));
+    e.tile_dpbf16(kSums + 2, kLeft + 1, kRight);
+    e.tile_dpbf16(kSums + 3, kLeft + 1, kRight + 1);
+  });
+}
+
+// The same in three planes. Of an operand only one plane is
+// in registers; on the way through the six products it is the left one or the
+// right one that changes, and a register is loaded as soon as it is free.
+void split_steps(Emit& e, const PairProduct& m, V a, V k) {
+  constexpr int kHigh = 0, kMid = 1, kLow = 2;
+  const int64_t plane_a = m.a_step / m.planes, plane_b = m.ldb * kPairStep / 2;
+  V lda = e.i(m.lda), ldb = e.i(m.ldb);
+  e.loop(e.i(0), k, kPairStep, [&](V x) {
+    V left = e.at(a, e.mul(x, m.a_step / kPairStep), 1);
+    V right = e.at(m.b, e.mul(x, plane_b * m.planes / kPairStep), 1);
+    auto load_left = [&](int half, int plane) {
+      V p = e.at(left, plane * plane_a + half * 16 * m.lda, 1);
+      e.tile_load(kLeft + half, p, lda);
+    };
+    auto load_right = [&](int half, int plane) {
+      e.tile_load(kRight + half, e.at(right, plane * plane_b + half * 64, 1),
+                  ldb);
+    };
+    auto multiply = [&](int i, int j) {
+      e.tile_dpbf16(kSums + 2 * i + j, kLeft + i, kRight + j);
+    };
+    // the four products of the planes, then the next plane of one side, or none
+    auto products = [&](int next_left, int next_right) {
+      for (int first = 0; first < 2; ++first) {
+        const bool by_right = next_right >= 0;
+        for (int second = 0; second < 2; ++second)
+          by_right ? multiply(second, first) : multiply(first, second);
+        if (next_right >= 0) load_right(first, next_right);
+        if (next_left >= 0) load_left(first, next_left);
+      }
+    };
+    for (int half = 0; half < 2; ++half)
+      load_left(half, kHigh), load_right(half, kLow);
+    products(-1, kMid);   // high low
+    products(kMid, -1);   // high mid
+    products(-1, kHigh);  // mid mid
+    if (m.beside) m.beside(x);
+    products(kLow, -1);   // mid high
+    products(kHigh, -1);  // low high
+    products(-1, -1);     // high high
+  });
+}
+
 void product_in_tiles(Emit& e, const PairProduct& m, V rows, V k,
                       bool accumulate) {
-  V lda = e.i(m.lda), ldb = e.i(m.ldb), ldc = e.i(m.ldc);
+  V ldc = e.i(m.ldc);
   e.loop(e.i(0), rows, 32, [&](V row) {
     V a = e.at(m.a, e.mul(row, m.lda), 1), c = e.at(m.c, e.mul(row, m.ldc), 1);
     auto sums = [&](int t) {
@@ -23,23 +87,7 @@ void product_in_tiles(Emit& e, const PairProduct& m, V rows, V k,
     for (int t = 0; t < 4; ++t)
       accumulate ? e.tile_load(kSums + t, sums(t), ldc)
                  : e.tile_zero(kSums + t);
-    e.loop(e.i(0), k, kPairStep, [&](V x) {
-      V left = e.at(a, e.mul(x, m.a_step / kPairStep), 1);
-      V right = e.at(m.b, e.mul(x, m.ldb / 2), 1);
-      auto load_left = [&](int tile, V p) {
-        m.stream_a ? e.tile_load_stream(tile, p, lda)
-                   : e.tile_load(tile, p, lda);
-      };
-      load_left(kLeft, left);
-      e.tile_load(kRight, right, ldb);
-      e.tile_dpbf16(kSums, kLeft, kRight);
-      if (m.beside) m.beside(x);
-      e.tile_load(kRight + 1, e.at(right, 64, 1), ldb);
-      e.tile_dpbf16(kSums + 1, kLeft, kRight + 1);
-      load_left(kLeft + 1, e.at(left, 16 * m.lda, 1));
-      e.tile_dpbf16(kSums + 2, kLeft + 1, kRight);
-      e.tile_dpbf16(kSums + 3, kLeft + 1, kRight + 1);
-    });
+    m.planes > 1 ? split_steps(e, m, a, k) : plain_steps(e, m, a, k);
     for (int t = 0; t < 4; ++t) e.tile_store(kSums + t, sums(t), ldc);
   });
 }

@@ -33,6 +33,9 @@ struct PairProduct {
   // kPairStep elements `k` of the sum.
   bool stream_a = false;
   std::function<void(V k)> beside = {};
+  // Tile registers only: of f32 operands three, each kPairStep elements of the
+  // sum of A in turn, as of B (split_f32.h).
+  int planes = 1;
 };
 // C (+)= A B over `k` elements for `rows` rows. Between begin_pairs and
 // end_pairs, one of each a kernel.

@@ -1,0 +1,31 @@
+#include "codegen/cpu/split_f32.h"
+
+#include <limits>
+
+namespace moec {
+
+Vs split_f32(Emit& e, V x) {
+  auto rounded = [&](V v) {
+    V up = e.add(e.bits(v, Ty::I32), e.i32(0x8000));
+    return e.bits(e.and_(up, e.i32(int64_t(0xffff0000))), Ty::F32);
+  };
+  V high = rounded(x), rest = e.sub(x, high);
+  // nothing is left of what is infinite or no number
+  V finite = e.lt(e.abs(rest), e.f(std::numeric_limits<double>::infinity()));
+  rest = e.select(finite, rest, e.f(0));
+  V mid = rounded(rest);
+  return {high, mid, e.sub(rest, mid)};
+}
+
+V join_pair(Emit& e, V low, V high) {
+  return e.or_(e.lshr(e.bits(low, Ty::I32), e.i32(16)), e.bits(high, Ty::I32));
+}
+
+V join_row(Emit& e, V first, V second) {
+  std::vector<int> odd;
+  for (int k = 0; k < 2 * e.lanes(); ++k) odd.push_back(2 * k + 1);
+  return e.shuffle(e.revector(first, Ty::I16), e.revector(second, Ty::I16),
+                   odd);
+}
+
+}  // namespace moec

@@ -1,0 +1,23 @@
+// f32 products in tile registers of bf16: each operand is the exact sum of
+// three bf16, x = high + mid + low, and of the nine products of two such sums
+// the six largest are added up in f32. What is left out is below 2^-24 of the
+// product, less than its own rounding in f32. Numbers above bf16's largest
+// (3.39e38) act as infinite; denormals as zero.
+// Source: Henry, Tang and Heinecke, "Leveraging the bfloat16 Artificial
+// Intelligence Datatype For Higher-Precision Computations", ARITH 2019; XLA
+// calls the algorithm BF16_BF16_F32_X6.
+#pragma once
+#include "codegen/cpu/emit.h"
+
+namespace moec {
+
+inline constexpr int kSplitPlanes = 3;
+
+// The three parts of f32 values, largest first, each with an empty low half.
+Vs split_f32(Emit&, V x);
+// A plane's bf16 of two such vectors: side by side in dwords, `low` in the low
+// half, or as i16 one vector after the other.
+V join_pair(Emit&, V low, V high);
+V join_row(Emit&, V first, V second);
+
+}  // namespace moec
