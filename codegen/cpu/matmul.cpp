@@ -154,10 +154,15 @@ MatmulPlan plan_pairs(const MatmulDesc& d, int workspace) {
   return p;
 }
 
-// Whether a product of f32 repays that its operands are split.
+// Whether a product of f32 in tile registers repays that its operands are
+// split, which costs as much for each element of an operand as the tiles gain
+// in kRepaid multiplications.
 bool splits(const MatmulDesc& d) {
-  const bool f32 = d.a.dtype == DType::F32 && d.b.dtype == DType::F32;
-  return f32 && std::min(d.m, d.n) >= atol(getenv("X_MIN") ? getenv("X_MIN") : "64") && d.k >= 64;
+  constexpr double kRepaid = 90;
+  double m = double(d.m), n = double(d.n);
+  if (d.group == MatmulGroup::Rows) m /= double(d.experts);
+  return d.a.dtype == DType::F32 && d.b.dtype == DType::F32 && d.k >= 64 &&
+         m * n > kRepaid * (m + n);
 }
 
 }  // namespace

@@ -85,9 +85,7 @@ struct Pack {
     if (planes > 1) {
       V next = e.if_values(
           has_second,
-          [&] {
-            return Vs{e.load(o.dtype, element(p, e.i(along)))};
-          },
+          [&] { return Vs{e.load(o.dtype, element(p, e.i(along)))}; },
           [&] { return Vs{e.f(0)}; })[0];
       return split_pair(e.load(o.dtype, p), next);
     }
@@ -220,26 +218,29 @@ struct Pack {
   // Rows that are contiguous; they end in zeros up to a multiple of 2 lanes.
   void tiles(V src, V dst, V kk, int64_t pitch, V count) {
     V whole = e.and_(kk, e.i(-2 * L));
-    e.loop(e.i(0), count, 1, [&](V r) {
-      V s = element(src, e.mul(r, across));
-      V t = in_tiles(dst, r, e.i(0), pitch);
-      auto block = [&](V k, V mask) {
+    // a strip's tiles one after the other: rows lie far apart in them
+    auto block = [&](V k, V first, V mask) {
+      V end = e.min(e.add(first, 2 * L), count);
+      e.loop(first, end, 1, [&](V r) {
+        V s = element(src, e.add(e.mul(r, across), k));
         auto half = [&](int from) {
           V part = mask ? e.slice(mask, from, L) : nullptr;
-          return e.vload(o.dtype, element(s, e.add(k, from)), part, L);
+          return e.vload(o.dtype, element(s, e.i(from)), part, L);
         };
-        V to = e.at(t, e.mul(k, planes * kTileUnits / (2 * L)));
+        V to = in_tiles(dst, r, e.lshr(k, e.i(1)), pitch);
         if (planes > 1)
           store(split_row(half(0), half(L)), to, kTileUnits, 4 * L);
         else
           e.store_raw(o.dtype == DType::BF16
-                          ? e.load_raw(Ty::I16, element(s, k), 2 * L, 2, mask)
+                          ? e.load_raw(Ty::I16, s, 2 * L, 2, mask)
                           : e.to_bf16(half(0), half(L)),
                       to, 4 * L);
-      };
-      e.loop(e.i(0), whole, 2 * L, [&](V k) { block(k, nullptr); });
+      });
+    };
+    e.loop(e.i(0), count, 2 * L, [&](V first) {
+      e.loop(e.i(0), whole, 2 * L, [&](V k) { block(k, first, nullptr); });
       e.if_(e.lt(whole, kk),
-            [&] { block(whole, e.mask(e.sub(kk, whole), 2 * L)); });
+            [&] { block(whole, first, e.mask(e.sub(kk, whole), 2 * L)); });
     });
   }
 
@@ -330,8 +331,8 @@ Fn define_pack_b(Emit& e, const MatmulDesc& d, const MatmulPlan& p,
         auto place = [&](V step, V col) {
           V line = e.mul(step, p.panel);
           if (p.planes > 1)  // planes of 16 steps
-            line = e.add(line, e.mul(e.and_(step, e.i(-16)),
-                                     (p.planes - 1) * p.panel));
+            line = e.add(
+                line, e.mul(e.and_(step, e.i(-16)), (p.planes - 1) * p.panel));
           return e.at(e.at(a[1], line), col);
         };
         if (p.pairs)  // zeros up to whole tiles along k
@@ -456,10 +457,9 @@ Fn define_pack_pairs(Emit& e, const MatmulDesc& d, const MatmulPlan& p) {
     };
     V steps = pack.steps(a[2]);
     e.loop(e.i(0), a[3], 1, [&](V row) {
-      e.loop(steps, e.and_(e.add(steps, 15), e.i(-16)), 1,
-             [&](V s) {
-               pack.store(Vs(p.planes, e.i32(0)), place(s, row), kTileUnits, 0);
-             });
+      e.loop(steps, e.and_(e.add(steps, 15), e.i(-16)), 1, [&](V s) {
+        pack.store(Vs(p.planes, e.i32(0)), place(s, row), kTileUnits, 0);
+      });
     });
     pack.elements(a[0], a[2], a[3], place, kTileUnits);
   });
@@ -489,8 +489,8 @@ Fn define_pack_a(Emit& e, const MatmulDesc& d, const MatmulPlan& p) {
             },
             [&](V step, V row, const Vs& units) {
               for (int r = 0; r < L; r += tall)
-                e.store_raw(e.slice(units[0], r, tall), place(step, e.add(row, r)),
-                            4 * tall);
+                e.store_raw(e.slice(units[0], r, tall),
+                            place(step, e.add(row, r)), 4 * tall);
             });
       });
 }

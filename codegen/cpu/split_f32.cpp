@@ -1,7 +1,5 @@
 #include "codegen/cpu/split_f32.h"
 
-#include <limits>
-
 namespace moec {
 
 Vs split_f32(Emit& e, V x) {
@@ -10,9 +8,6 @@ Vs split_f32(Emit& e, V x) {
     return e.bits(e.and_(up, e.i32(int64_t(0xffff0000))), Ty::F32);
   };
   V high = rounded(x), rest = e.sub(x, high);
-  // nothing is left of what is infinite or no number
-  V finite = e.lt(e.abs(rest), e.f(std::numeric_limits<double>::infinity()));
-  rest = e.select(finite, rest, e.f(0));
   V mid = rounded(rest);
   return {high, mid, e.sub(rest, mid)};
 }

@@ -1,8 +1,8 @@
 // f32 products in tile registers of bf16: each operand is the exact sum of
 // three bf16, x = high + mid + low, and of the nine products of two such sums
 // the six largest are added up in f32. What is left out is below 2^-24 of the
-// product, less than its own rounding in f32. Numbers above bf16's largest
-// (3.39e38) act as infinite; denormals as zero.
+// product, less than its own rounding in f32. Products of infinite numbers, and
+// of those above bf16's largest (3.39e38), are NaN; denormals count as zero.
 // Source: Henry, Tang and Heinecke, "Leveraging the bfloat16 Artificial
 // Intelligence Datatype For Higher-Precision Computations", ARITH 2019; XLA
 // calls the algorithm BF16_BF16_F32_X6.
