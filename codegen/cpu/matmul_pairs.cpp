@@ -62,7 +62,7 @@ Fn MatmulBody::pair_tile(int64_t cols) {
     const int64_t ld = 4 * p.panel, steps = p.block_k / kPairStep;
     const int64_t rows = (kPairStep + steps - 1) / steps;  // a step
     PairProduct m{x[0], a_row, x[1], ld, x[2], ld};
-    m.planes = p.planes;
+    m.planes = p.planes, m.a_plane = kTileBytes;
     if (p.a != MatmulPlan::A::Direct) m.a_step = kTileBytes * p.planes;
     m.stream_a = p.overlaps;
     const Vs here = moved(bases, x[5], x[6]);

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "codegen/cpu/lane_tile.h"
+#include "codegen/cpu/split_f32.h"
 #include "support/error.h"
 
 namespace moec {
@@ -38,13 +39,13 @@ void plain_steps(Emit& e, const PairProduct& m, V a, V k) {
 // right one that changes, and a register is loaded as soon as it is free.
 void split_steps(Emit& e, const PairProduct& m, V a, V k) {
   constexpr int kHigh = 0, kMid = 1, kLow = 2;
-  const int64_t plane_a = m.a_step / m.planes, plane_b = m.ldb * kPairStep / 2;
+  const int64_t plane_b = m.ldb * kPairStep / 2;
   V lda = e.i(m.lda), ldb = e.i(m.ldb);
   e.loop(e.i(0), k, kPairStep, [&](V x) {
     V left = e.at(a, e.mul(x, m.a_step / kPairStep), 1);
     V right = e.at(m.b, e.mul(x, plane_b * m.planes / kPairStep), 1);
     auto load_left = [&](int half, int plane) {
-      V p = e.at(left, plane * plane_a + half * 16 * m.lda, 1);
+      V p = e.at(left, plane * m.a_plane + half * 16 * m.lda, 1);
       e.tile_load(kLeft + half, p, lda);
     };
     auto load_right = [&](int half, int plane) {
@@ -94,7 +95,7 @@ void product_in_tiles(Emit& e, const PairProduct& m, V rows, V k,
 
 void product_in_vectors(Emit& e, const PairProduct& m, V rows, V k,
                         bool accumulate) {
-  MOEC_CHECK(!m.beside);
+  MOEC_CHECK(!m.beside && m.planes == 1);
   const int L = e.lanes(), R = tile_rows(e.target());
   LaneTile t{R, 2, L};
   e.loop(e.i(0), rows, R, [&](V row) {
@@ -133,9 +134,32 @@ void product_in_vectors(Emit& e, const PairProduct& m, V rows, V k,
   });
 }
 
+int64_t element_bytes(int planes) { return planes > 1 ? 4 : 2; }
+
 V row_address(Emit& e, const PairRows& rows, V r) {
-  V last = e.add(rows.count, -1);
-  return e.at(rows.base, e.mul(e.min(r, last), rows.stride), 2);
+  V last = e.add(rows.count, -1), row = e.mul(e.min(r, last), rows.stride);
+  return e.at(rows.base, row, element_bytes(rows.planes));
+}
+
+// `n` f32 of a row, zeros up to lanes().
+V load_f32(Emit& e, V p, int64_t n) {
+  if (n <= 0) return e.zero(Ty::F32, 0);
+  return e.vload(DType::F32, p,
+                 n < e.lanes() ? e.mask(e.i(n), e.lanes()) : nullptr);
+}
+
+// 2 * lanes() f32 along the sum as a step of an operand A.
+void store_row(Emit& e, V first, V second, V to) {
+  Vs a = split_f32(e, first), b = split_f32(e, second);
+  for (int i = 0; i < kSplitPlanes; ++i)
+    e.store_raw(join_row(e, a[i], b[i]), e.at(to, i * 2 * kPairStep, 1), 4);
+}
+
+// A line of an operand B: where the pair that begins with element `k` stands.
+V pair_line(Emit& e, V dst, V k, int64_t ld) {
+  V step = e.mul(e.lshr(k, e.i(5)), kSplitPlanes * kPairStep / 2);
+  V pair = e.lshr(e.and_(k, e.i(kPairStep - 1)), e.i(1));
+  return e.at(dst, e.mul(e.add(step, pair), ld), 1);
 }
 
 // `n` channels of width `room`, in dwords; zeros after them.
@@ -187,6 +211,11 @@ void pack_plain(Emit& e, const PairRows& rows, V from, V n, V dst, int64_t ld) {
     V src = row_address(e, rows, e.add(from, r));
     V to = e.at(dst, e.mul(r, ld), 1);
     for_channels(e, rows.channels, 2 * L, [&](V c, int64_t n) {
+      if (rows.planes > 1) {
+        V p = e.at(src, c);
+        return store_row(e, load_f32(e, p, n), load_f32(e, e.at(p, L), n - L),
+                         e.at(to, c, 2 * kSplitPlanes));
+      }
       V x = n ? load_pairs(e, e.at(src, c, 2), n) : e.zero(Ty::I32, 0);
       e.store_raw(x, e.at(to, c, 2), 4);
     });
@@ -198,12 +227,30 @@ void pack_columns(Emit& e, const PairRows& rows, V from, V dst, int64_t ld,
   Vs src;
   for (int r = 0; r < e.lanes(); ++r)
     src.push_back(row_address(e, rows, e.add(from, r)));
-  pack_columns(e, src, rows.channels, dst, ld, negate);
+  pack_columns(e, src, rows.channels, dst, ld, negate, rows.planes);
 }
 
 void pack_columns(Emit& e, const Vs& src, int64_t channels, V dst, int64_t ld,
-                  bool negate) {
+                  bool negate, int planes) {
   const int L = e.lanes();
+  if (planes > 1)
+    return for_channels(e, channels, 2 * L, [&](V c, int64_t n) {
+      V to = e.at(dst, e.mul(c, kSplitPlanes * ld / 2), 1);
+      for (int half = 0; half < 2; ++half) {
+        Vs x;
+        for (V p : src) {
+          V v = load_f32(e, e.at(e.at(p, c), half * L), n - half * L);
+          x.push_back(negate ? e.neg(v) : v);
+        }
+        x = e.transpose(x);
+        for (int k = 0; k < L; k += 2) {
+          Vs a = split_f32(e, x[k]), b = split_f32(e, x[k + 1]);
+          for (int i = 0; i < kSplitPlanes; ++i)
+            e.store_raw(join_pair(e, a[i], b[i]),
+                        e.at(to, (i * L + (half * L + k) / 2) * ld, 1), 4);
+        }
+      }
+    });
   for_channels(e, channels, 2 * L, [&](V c, int64_t n) {
     V to = e.at(dst, e.mul(c, ld / 2), 1);
     Vs x;
@@ -222,6 +269,16 @@ void pack_interleaved(Emit& e, const PairRows& rows, V from, V n, V dst,
   e.loop(e.i(0), n, 2, [&](V r) {
     V low = row_address(e, rows, e.add(from, r));
     V high = row_address(e, rows, e.add(e.add(from, r), 1));
+    if (rows.planes > 1) {
+      V to = pair_line(e, dst, r, ld);
+      return for_channels(e, rows.channels, L, [&](V c, int64_t n) {
+        Vs a = split_f32(e, load_f32(e, e.at(low, c), n)),
+           b = split_f32(e, load_f32(e, e.at(high, c), n));
+        for (int i = 0; i < kSplitPlanes; ++i)
+          e.store_raw(join_pair(e, a[i], b[i]),
+                      e.at(e.at(to, c), i * kPairStep / 2 * ld, 1), 4);
+      });
+    }
     V to = e.at(dst, e.mul(r, ld / 2), 1);
     for_channels(e, rows.channels, L, [&](V c, int64_t n) {
       V x = n ? load_two_rows(e, e.at(low, c, 2), e.at(high, c, 2), n)
@@ -238,9 +295,18 @@ void pack_transposed(Emit& e, const PairRows& rows, V from, V n, V dst,
     Vs src;
     for (int k = 0; k < 2 * L; ++k)
       src.push_back(row_address(e, rows, e.add(e.add(from, r), k)));
-    V to = e.at(dst, r, 2);
+    V to = e.at(dst, r, 2 * rows.planes);
     for_channels(e, rows.channels, L, [&](V c, int64_t n) {
       V column = e.at(to, e.mul(c, ld), 1);
+      if (rows.planes > 1) {
+        Vs halves[2];
+        for (int k = 0; k < 2 * L; ++k)
+          halves[k / L].push_back(load_f32(e, e.at(src[k], c), n));
+        for (Vs& x : halves) x = e.transpose(x);
+        for (int k = 0; k < L; ++k)
+          store_row(e, halves[0][k], halves[1][k], e.at(column, k * ld, 1));
+        return;
+      }
       Vs x;
       for (int k = 0; k < L; ++k)
         x.push_back(n ? load_two_rows(e, e.at(src[2 * k], c, 2),
@@ -266,7 +332,7 @@ Vs unpack_pairs(Emit& e, V even, V odd) {
 
 void unpack_columns(Emit& e, V src, int64_t ld, int64_t channels, V factor,
                     V dst, int64_t stride, V count,
-                    const std::vector<int>& row_of) {
+                    const std::vector<int>& row_of, DType dtype) {
   const int L = e.lanes();
   auto block = [&](V c, int n) {
     V p = e.at(src, e.mul(c, ld), 1);
@@ -277,8 +343,8 @@ void unpack_columns(Emit& e, V src, int64_t ld, int64_t channels, V factor,
     x = e.transpose(x);
     V mask = n < L ? e.mask(e.i(n)) : nullptr;
     auto store = [&](int k) {
-      V row = e.at(dst, row_of[k] * stride, 2);
-      e.vstore(DType::BF16, x[k], e.at(row, c, 2), mask);
+      V row = e.at(dst, row_of[k] * stride, dtype_size(dtype));
+      e.vstore(dtype, x[k], e.at(row, c, dtype_size(dtype)), mask);
     };
     e.if_(
         e.gt(count, e.i(*std::ranges::max_element(row_of))),

@@ -3,6 +3,10 @@
 // is plain rows of bf16; B has for each pair a row of dwords, lanes side by
 // side; C is f32 in memory. Tile registers compute it where there are any,
 // else vdpbf16ps with A broadcast, else two multiplications on widened halves.
+//
+// In tile registers operands may also be f32, split in planes (split_f32.h):
+// three for every kPairStep elements of the sum, one after the other, in A
+// [row][step][plane][kPairStep] and in B [step][plane][pair][lane].
 #pragma once
 #include <functional>
 #include <vector>
@@ -33,9 +37,9 @@ struct PairProduct {
   // kPairStep elements `k` of the sum.
   bool stream_a = false;
   std::function<void(V k)> beside = {};
-  // Tile registers only: of f32 operands three, each kPairStep elements of the
-  // sum of A in turn, as of B (split_f32.h).
+  // Of A's planes: how many, and bytes from one to the next.
   int planes = 1;
+  int64_t a_plane = 2 * kPairStep;
 };
 // C (+)= A B over `k` elements for `rows` rows. Between begin_pairs and
 // end_pairs, one of each a kernel.
@@ -43,17 +47,19 @@ void pair_product(Emit&, const PairProduct&, V rows, V k, bool accumulate);
 void begin_pairs(Emit&);
 void end_pairs(Emit&);
 
-// bf16 rows in memory, `stride` elements apart. A row from `count` on repeats
-// the last, a channel from `channels` on is zero.
+// Rows in memory, bf16 or, for three planes, f32, `stride` elements apart. A
+// row from `count` on repeats the last, a channel from `channels` on is zero.
 struct PairRows {
   V base;
   int64_t stride;
   V count;
   int64_t channels;
+  int planes = 1;
 };
 // Each writes rows `from` .. `from + n` and pair_padded(channels) channels;
 // `ld` in bytes. All but the second take n in multiples of 2 * lanes().
-//   dst[row][channel], an operand A as it stands
+//   dst[row][channel], an operand A as it stands; this and the last with a
+//   row's planes in turn, the others with a line's
 void pack_plain(Emit&, const PairRows&, V from, V n, V dst, int64_t ld);
 //   dst[channel / 2][row] dwords of two channels for lanes() rows, times -1 if
 //   `negate`
@@ -61,7 +67,7 @@ void pack_columns(Emit&, const PairRows&, V from, V dst, int64_t ld,
                   bool negate = false);
 // The same of lanes() rows given by their addresses.
 void pack_columns(Emit&, const Vs& rows, int64_t channels, V dst, int64_t ld,
-                  bool negate = false);
+                  bool negate = false, int planes = 1);
 //   dst[row / 2][channel] dwords of two rows
 void pack_interleaved(Emit&, const PairRows&, V from, V n, V dst, int64_t ld);
 //   dst[channel][row]
@@ -72,10 +78,11 @@ void pack_transposed(Emit&, const PairRows&, V from, V n, V dst, int64_t ld);
 Vs unpack_pairs(Emit&, V even, V odd);
 inline int pair_lane(int t, int half) { return t / 4 * 8 + t % 4 + 4 * half; }
 
-// dst[row_of(lane)][c] = bf16(factor[lane] * src[c][lane]) for lanes() lanes
-// and the rows below `count`; ld in bytes, stride in elements.
+// dst[row_of(lane)][c] = factor[lane] * src[c][lane] for lanes() lanes and the
+// rows below `count`, in the dtype; ld in bytes, stride in elements.
 void unpack_columns(Emit&, V src, int64_t ld, int64_t channels, V factor, V dst,
-                    int64_t stride, V count, const std::vector<int>& row_of);
+                    int64_t stride, V count, const std::vector<int>& row_of,
+                    DType dtype = DType::BF16);
 
 // 2^x for x < 127 with a relative error of 7.5e-5, far below bf16's; exactly 0
 // for -inf.
