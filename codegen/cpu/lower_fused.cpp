@@ -33,7 +33,7 @@ struct Place {
 using MoePlaces = std::array<Place, size_t(MoeBuffer::PackedDown) + 1>;
 
 // The operands from x on, which both ops share; `first` is x's number.
-MoeSpec moe_spec(const Node& n, int first, MoePlaces& places) {
+MoeSpec moe_spec(const Node& n, int first, const Target& t, MoePlaces& places) {
   MoeSpec s;
   const Dims& x = n.operand(first).type().dims;
   const Dims& up = n.operand(first + 5).type().dims;
@@ -42,6 +42,7 @@ MoeSpec moe_spec(const Node& n, int first, MoePlaces& places) {
   s.experts = up[0], s.hidden = up[1];
   s.activation = parse_moe_activation(n.s("activation"));
   s.bf16 = n.operand(first).type().dtype == DType::BF16;
+  s.split = moe_splits(s, t);
   int next = first;
   for (MoeBuffer b :
        {MoeBuffer::X, MoeBuffer::Weights, MoeBuffer::Offsets, MoeBuffer::Perm,
@@ -139,7 +140,7 @@ void place_results(MoePlaces& places, const Home& home, Workspace& w,
 Lowered lower_forward(const Home& home, const Target& t,
                       const MoeEpilogue& epilogue) {
   MoePlaces places{};
-  MoeSpec s = moe_spec(home.op, 0, places);
+  MoeSpec s = moe_spec(home.op, 0, t, places);
   move_operands(places, home);
   Workspace w;
   const bool alone = !epilogue.then.emit;
@@ -167,7 +168,7 @@ Lowered lower_forward(const Home& home, const Target& t,
 Lowered lower_backward(const Home& home, const Target& t,
                        const MoeEpilogue& epilogue) {
   MoePlaces places{};
-  MoeSpec s = moe_spec(home.op, 2, places);
+  MoeSpec s = moe_spec(home.op, 2, t, places);
   places[size_t(MoeBuffer::Dy)].buffer = 0;
   places[size_t(MoeBuffer::Saved)].buffer = 1;
   move_operands(places, home);
@@ -186,7 +187,7 @@ Lowered lower_backward(const Home& home, const Target& t,
   auto take = [&](MoeBuffer b, i64 bytes) {
     places[size_t(b)] = {home.workspace, w.take(bytes)};
   };
-  take(MoeBuffer::DHidden, moe_saved_bytes(s));
+  take(MoeBuffer::DHidden, moe_hidden_grad_bytes(s));
   take(MoeBuffer::Activated, moe_activated_bytes(s));
   take(MoeBuffer::SlotWeights, 4 * s.slots());
   Lowered out;

@@ -27,9 +27,11 @@ bool is_gated(MoeActivation a) { return a >= MoeActivation::Swiglu; }
 
 std::string moe_key(const char* kernel, const MoeSpec& s) {
   return fmt::format("{} {} t{} k{} e{} d{} n{} {}{}", kernel,
-                     s.bf16 ? "bf16" : "f32", s.tokens, s.top_k, s.experts,
-                     s.dim, s.hidden, kNames[int(s.activation)],
-                     s.bias ? " bias" : "");
+                     s.bf16    ? "bf16"
+                     : s.split ? "f32 split"
+                               : "f32",
+                     s.tokens, s.top_k, s.experts, s.dim, s.hidden,
+                     kNames[int(s.activation)], s.bias ? " bias" : "");
 }
 
 V MoeBuffers::operator()(MoeBuffer b) const {
@@ -51,6 +53,12 @@ SlotCut slot_cut(const MoeSpec& s, const Target& t) {
 }
 
 bool moe_runs_bf16(const Target& t) { return t.lanes == 16; }
+
+bool moe_splits(const MoeSpec& s, const Target& t) {
+  constexpr int64_t kSlots = 48, kWidth = 64;  // fewer do not repay it
+  return t.amx_bf16 && !s.bf16 && s.slots() >= kSlots * s.experts &&
+         s.dim >= kWidth && s.hidden >= kWidth;
+}
 
 namespace {
 

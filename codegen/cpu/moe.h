@@ -37,6 +37,8 @@ struct MoeSpec {
   MoeActivation activation = MoeActivation::Gelu;
   bool bias = false;
   bool bf16 = false;  // all operands but the combine weights, and all results
+  // f32 products of split operands in tile registers (split_f32.h).
+  bool split = false;
 
   int64_t slots() const { return tokens * top_k; }
   int64_t hidden_rows() const {
@@ -96,13 +98,16 @@ struct MoeLaunch {
   std::vector<int> more = {};  // the node's, after those
 };
 
-// Bytes of what is saved or its gradient, of the weighted activations and of
+// Bytes of what is saved, of its gradient, of the weighted activations and of
 // one packed matrix of all experts, 0 where none is packed.
 int64_t moe_saved_bytes(const MoeSpec&);
+int64_t moe_hidden_grad_bytes(const MoeSpec&);
 int64_t moe_activated_bytes(const MoeSpec&);
 int64_t moe_packed_bytes(const MoeSpec&, MoeBuffer);
-// Whether the target has kernels for bf16 operands.
+// Whether the target has kernels for bf16 operands, and whether f32 operands
+// are to be split.
 bool moe_runs_bf16(const Target&);
+bool moe_splits(const MoeSpec&, const Target&);
 
 // y[t] = sum_j w[t,j] expert(x[t]), in two or three launches.
 std::vector<MoeLaunch> moe_forward(const MoeSpec&, const Target&,

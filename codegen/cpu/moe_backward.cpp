@@ -262,7 +262,7 @@ struct Hidden {
 
 std::vector<MoeLaunch> moe_backward(const MoeSpec& s, const Target& target,
                                     const MoeEpilogue& epilogue) {
-  if (s.bf16) return moe_pair_backward(s, epilogue);
+  if (s.bf16 || s.split) return moe_pair_backward(s, epilogue);
   const double product = 2.0 * double(s.slots()) * double(s.dim);
   MoeLaunch hidden;
   hidden.buffers = {B::Dy,       B::Weights, B::Offsets,   B::Perm,

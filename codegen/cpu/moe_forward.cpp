@@ -196,7 +196,7 @@ struct Forward {
 
 std::vector<MoeLaunch> moe_forward(const MoeSpec& s, const Target&,
                                    const MoeEpilogue& epilogue) {
-  if (s.bf16) return moe_pair_forward(s, epilogue);
+  if (s.bf16 || s.split) return moe_pair_forward(s, epilogue);
   MoeLaunch l;
   l.buffers = {B::X,      B::Offsets,  B::Perm,     B::Up,    B::Gate, B::Down,
                B::BiasUp, B::BiasGate, B::BiasDown, B::Saved, B::Rows};

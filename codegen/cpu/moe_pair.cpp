@@ -17,24 +17,41 @@ bool weights_fit(const MoeSpec& s) {
   return s.dim % kPairStep == 0 && s.hidden % kPairStep == 0;
 }
 
-// Tiles of the last rows of a panel read on into what follows.
-constexpr int64_t kSlack = 2048;
+bool pairs(const MoeSpec& s) { return s.bf16 || s.split; }
+
+// Bytes of left operands with `rows` rows a panel; tiles of the last rows of a
+// panel read on into what follows.
+int64_t left_bytes(const MoeSpec& s, int64_t rows) {
+  return pair_planes(s) * (pair_panels(s) * rows * 64 + 2048);
+}
 
 }  // namespace
 
 int64_t moe_saved_bytes(const MoeSpec& s) {
-  if (!s.bf16) return 4 * s.saved();
-  return pair_panels(s) * s.hidden_rows() * 64 + kSlack;
+  if (!pairs(s)) return 4 * s.saved();
+  return pair_panels(s) * s.hidden_rows() * PairExperts::kPanel *
+         (s.bf16 ? 2 : 4);
+}
+
+int64_t moe_hidden_grad_bytes(const MoeSpec& s) {
+  return pairs(s) ? left_bytes(s, s.hidden_rows()) : 4 * s.saved();
 }
 
 int64_t moe_activated_bytes(const MoeSpec& s) {
-  if (!s.bf16) return 4 * s.padded_slots() * s.hidden;
-  return pair_panels(s) * s.hidden * 64 + kSlack;
+  return pairs(s) ? left_bytes(s, s.hidden) : 4 * s.padded_slots() * s.hidden;
+}
+
+int64_t pair_task_slots(const MoeSpec& s) {
+  // a task splits the weights anew: as many slots as leave its operands in L2
+  constexpr int64_t kBytes = 1400 << 10, kMost = 256;
+  if (s.bf16) return kMost;
+  const int64_t slot = 2 * kSplitPlanes * (s.dim + s.hidden);
+  return std::clamp<int64_t>(kBytes / slot / 32 * 32, 96, kMost);
 }
 
 int64_t moe_packed_bytes(const MoeSpec& s, MoeBuffer b) {
   const bool none = b == B::PackedGate && !is_gated(s.activation);
-  if (none || weights_fit(s)) return 0;
+  if (none || !s.bf16 || weights_fit(s)) return 0;
   return 2 * s.experts * pair_padded(s.dim) * pair_padded(s.hidden);
 }
 
@@ -61,9 +78,10 @@ Fn PairExperts::gather() {
         V slot = e.min(e.i(half * L + r), last);
         V choice = e.load(DType::I32, e.at(a[1], slot));
         V token = e.udiv(e.zext(choice, Ty::I64), e.i(s.top_k));
-        rows.push_back(e.at(a[0], e.mul(token, s.dim), 2));
+        rows.push_back(e.at(a[0], e.mul(token, s.dim), size));
       }
-      pack_columns(e, rows, s.dim, e.at(a[3], half * L), 4 * kPanel);
+      pack_columns(e, rows, s.dim, e.at(a[3], half * L), 4 * kPanel, false,
+                   planes);
     }
   });
 }
@@ -71,23 +89,60 @@ Fn PairExperts::gather() {
 void PairExperts::zero_rows(V pairs, V from) {
   // a row's share of a line of pairs is one vector
   e.loop(from, e.i(kPairStep), 1, [&](V row) {
-    e.store_raw(e.zero(Ty::I32, 0), e.at(pairs, e.mul(row, kPanel / 2)), 64);
+    for (int i = 0; i < planes; ++i)
+      e.store_raw(e.zero(Ty::I32, 0),
+                  e.at(pairs, e.add(e.mul(row, kPanel / 2),
+                                    i * kPairStep * kPanel / 2)),
+                  64);
   });
 }
 
-Fn PairExperts::product(int64_t lda, bool accumulate, int64_t a_step) {
-  std::string name = "product" + std::to_string(lda) + "_" +
+void PairExperts::store_left(const Vs& low, const Vs& high, V to, V mask) {
+  for (int i = 0; i < planes; ++i) {
+    V x =
+        planes > 1 ? join_row(e, low[i], high[i]) : e.to_bf16(low[i], high[i]);
+    e.store_raw(x, e.at(to, i * kPanel, 2), mask ? 2 : 64, mask);
+  }
+}
+
+void PairExperts::store_pairs(const Vs& low, const Vs& high, V to) {
+  for (int i = 0; i < planes; ++i) {
+    V x = planes > 1 ? join_pair(e, low[i], high[i])
+                     : e.pack_bf16_pair(low[i], high[i]);
+    e.store_raw(x, e.at(to, i * kPairStep * kPanel / 2), 64);
+  }
+}
+
+V PairExperts::weight_rows(V weight, V first, V rows, int64_t columns, V dst) {
+  V from = e.mul(first, columns);
+  if (planes == 1) return e.at(weight, e.mul(first, pair_padded(columns)), 2);
+  std::vector<Ty> params = {Ty::Ptr, Ty::I64, Ty::Ptr};
+  Fn split = e.define("split" + std::to_string(columns), params,
+                      [&, columns](const Vs& a) {
+                        PairRows source{a[0], columns, a[1], columns, planes};
+                        pack_plain(e, source, e.i(0), e.i(kPairStep), a[2],
+                                   2 * planes * pair_padded(columns));
+                      });
+  e.call(split, {e.at(weight, from), rows, dst});
+  return dst;
+}
+
+Fn PairExperts::product(int64_t width, bool accumulate, int64_t a_step) {
+  std::string name = "product" + std::to_string(width) + "_" +
                      std::to_string(a_step) + (accumulate ? "add" : "");
+  const int64_t left = 2 * planes;  // bytes of an element
+  if (!a_step) a_step = kPairStep;
   std::vector<Ty> params = {Ty::Ptr, Ty::Ptr, Ty::Ptr, Ty::I64};
   return e.define(name, params, [&](const Vs& a) {
     pair_product(e,
                  {.a = a[0],
-                  .lda = lda,
+                  .lda = left * width,
                   .b = a[1],
                   .ldb = 4 * kPanel,
                   .c = a[2],
                   .ldc = 4 * kPanel,
-                  .a_step = a_step},
+                  .a_step = left * a_step,
+                  .planes = planes},
                  e.i(kPairStep), a[3], accumulate);
   });
 }
@@ -104,15 +159,25 @@ Fn PairExperts::flip(int rows, bool bias, int64_t stride) {
         if (r >= rows) return e.zero(Ty::F32, 0);
         V x = e.vload(DType::F32, e.at(a[0], r * kPanel + first));
         if (!bias) return x;
-        return e.add(x, e.splat(e.load(DType::BF16, e.at(a[1], r, 2))));
+        return e.add(x, e.splat(e.load(dtype, e.at(a[1], r, size))));
       };
-      Vs pairs;
-      for (int r = 0; r < kPairStep; r += 2)
-        pairs.push_back(e.pack_bf16_pair(row(r), row(r + 1)));
-      pairs = e.transpose(pairs);
+      Vs turned;  // of f32 first the lanes' lower halves of the rows
+      for (int r = 0; r < kPairStep && s.bf16; r += 2)
+        turned.push_back(e.pack_bf16_pair(row(r), row(r + 1)));
+      for (int r = 0; r < kPairStep && !s.bf16; r += L) {
+        Vs x;
+        for (int k = 0; k < L; ++k) x.push_back(row(r + k));
+        x = e.transpose(x);
+        turned.insert(turned.end(), x.begin(), x.end());
+      }
+      if (s.bf16) turned = e.transpose(turned);
       auto store = [&](int lane) {
-        V p = e.at(a[2], (first + lane) * stride, 2);
-        e.store_raw(e.revector(pairs[lane], Ty::I16), p, 2, mask);
+        V p = e.at(a[2], (first + lane) * stride, size);
+        if (s.bf16)
+          return e.store_raw(e.revector(turned[lane], Ty::I16), p, 2, mask);
+        for (int r = 0; r < rows; r += L)
+          e.vstore(DType::F32, turned[lane + r], e.at(p, r),
+                   r + L > rows ? e.mask(e.i(rows - r)) : nullptr);
       };
       e.if_(
           e.ge(a[3], e.i(first + L)),
@@ -191,18 +256,24 @@ MoeLaunch pack_weights(const MoeSpec& s) {
 }
 
 // Scratch, in bytes: tokens and activations of the task's panels as pairs,
-// sums of one block of up and gate.
+// sums of one block of up and gate, split rows of two weights.
 struct Layout {
-  int64_t x = 0, a, sums, end;
-  explicit Layout(const MoeSpec& s)
-      : a(x + PairExperts::kTask * 2 * pair_padded(s.dim)),
-        sums(a + PairExperts::kTask * 2 * pair_padded(s.hidden)),
-        end(sums + 2 * PairExperts::kBlock) {}
+  int64_t x = 0, a, sums, up, gate, end;
+  explicit Layout(const MoeSpec& s) {
+    const int64_t slot = 2 * pair_planes(s), slots = pair_task_slots(s);
+    const int64_t dim = pair_padded(s.dim), hidden = pair_padded(s.hidden);
+    a = x + slots * slot * dim;
+    sums = a + slots * slot * hidden;
+    up = sums + 2 * PairExperts::kBlock;
+    const int64_t rows = s.bf16 ? 0 : kPairStep * slot * std::max(dim, hidden);
+    gate = up + rows;
+    end = gate + rows;
+  }
 };
 
 struct Forward : PairExperts {
   // activate(C, b_up, b_gate, H, A, rows): saves `rows` pre-activations of a
-  // block in H, as bf16 [feature][slot], and makes A, pairs of features.
+  // block in H, [feature][slot], and makes A, pairs of features.
   Fn activations() {
     const std::vector<Ty> params = {Ty::Ptr, Ty::Ptr, Ty::Ptr,
                                     Ty::Ptr, Ty::Ptr, Ty::I64};
@@ -216,7 +287,7 @@ struct Forward : PairExperts {
           V bias = e.zero(Ty::F32, 0);
           if (s.bias) {
             V last = e.min(row, e.add(rows, -1));
-            bias = e.splat(e.load(DType::BF16, e.at(a[1 + gate], last, 2)));
+            bias = e.splat(e.load(dtype, e.at(a[1 + gate], last, size)));
           }
           Vs x;
           for (int j = 0; j < 2; ++j) {
@@ -224,19 +295,23 @@ struct Forward : PairExperts {
             x.push_back(e.vload(DType::F32, e.at(sum, j * L)));
             if (s.bias) x[j] = e.add(x[j], bias);
           }
-          V to = e.at(a[3], e.add(at, gate * s.hidden * kPanel), 2);
-          V line = e.to_bf16(x[0], x[1]);
-          // a line of memory that is not read again soon
-          if (!exists)
-            e.vstore_stream(DType::I32, e.revector(line, Ty::I32), to);
-          else
-            e.store_raw(line, to, 2, e.splat(exists, 2 * L));
+          V to = e.at(a[3], e.add(at, gate * s.hidden * kPanel), size);
+          // lines of memory that are not read again soon
+          Vs lines = x;
+          if (s.bf16) lines = {e.revector(e.to_bf16(x[0], x[1]), Ty::I32)};
+          for (size_t j = 0; j < lines.size(); ++j) {
+            V p = e.at(to, int64_t(j) * L);
+            if (!exists)
+              e.vstore_stream(s.bf16 ? DType::I32 : DType::F32, lines[j], p);
+            else
+              e.store_raw(lines[j], p, 4, e.splat(exists, L));
+          }
           return x;
         };
         Vs up = values(0), gate(2, nullptr);
         if (gated) gate = values(1);
         for (int j = 0; j < 2; ++j) {
-          up[j] = activate(e, s.activation, gate[j], up[j], true);
+          up[j] = activate(e, s.activation, gate[j], up[j], s.bf16);
           if (exists) up[j] = e.select(e.splat(exists), up[j], e.f(0));
         }
         return up;
@@ -248,7 +323,7 @@ struct Forward : PairExperts {
         Vs high = feature(next, s.hidden % 2 ? e.lt(next, rows) : nullptr);
         V to = e.at(a[4], e.mul(row, kPanel / 2));
         for (int j = 0; j < 2; ++j)
-          e.store_raw(e.pack_bf16_pair(low[j], high[j]), e.at(to, j * L), 64);
+          store_pairs(in_planes(low[j]), in_planes(high[j]), e.at(to, j * L));
       });
       if (hidden != s.hidden) zero_rows(a[4], end);
     });
@@ -256,11 +331,10 @@ struct Forward : PairExperts {
 
   void task(const ExpertTask& t, bool packed) {
     const Layout at(s);
-    V matrix = e.mul(t.expert, hidden * dim);
-    V w_up = bf16(packed ? B::PackedUp : B::Up, matrix);
-    V w_gate = gated ? bf16(packed ? B::PackedGate : B::Gate, matrix) : w_up;
-    V w_down = bf16(packed ? B::PackedDown : B::Down, matrix);
-    V h_rows = e.mul(t.panel, s.hidden_rows() * kPanel);
+    V matrix = e.mul(t.expert, packed ? hidden * dim : s.hidden * s.dim);
+    V w_up = element(packed ? B::PackedUp : B::Up, matrix);
+    V w_gate = gated ? element(packed ? B::PackedGate : B::Gate, matrix) : w_up;
+    V w_down = element(packed ? B::PackedDown : B::Down, matrix);
     begin_pairs(e);
     for_panels(t.count, [&](V first, V valid, V number) {
       V perm = e.at(buffer(B::Perm), e.add(t.slot, first));
@@ -268,30 +342,31 @@ struct Forward : PairExperts {
                         e.at(part(at.x), e.mul(number, x_panel), 1)});
     });
     for_blocks(s.hidden, [&](V f, V rows) {
-      V from = e.mul(f, dim);
+      V up_rows = weight_rows(w_up, f, rows, s.dim, part(at.up)), gate_rows;
+      if (gated) gate_rows = weight_rows(w_gate, f, rows, s.dim, part(at.gate));
       V at_bias = e.add(e.mul(t.expert, s.hidden), f);
       for_panels(t.count, [&](V, V, V number) {
         V x = e.at(part(at.x), e.mul(number, x_panel), 1), c = part(at.sums);
-        Fn up = product(2 * dim, false);
-        e.call(up, {e.at(w_up, from, 2), x, c, e.i(dim)});
-        if (gated)
-          e.call(up, {e.at(w_gate, from, 2), x, e.at(c, kBlock, 1), e.i(dim)});
-        V row = e.add(e.mul(number, s.hidden_rows()), f);
-        V h = bf16(B::Saved, e.add(h_rows, e.mul(row, kPanel)));
-        V a = e.at(part(at.a), e.add(e.mul(number, h_panel), e.mul(f, 64)), 1);
-        e.call(activations(), {c, bf16(B::BiasUp, at_bias),
-                               bf16(B::BiasGate, at_bias), h, a, rows});
+        Fn up = product(dim, false);
+        e.call(up, {up_rows, x, c, e.i(dim)});
+        if (gated) e.call(up, {gate_rows, x, e.at(c, kBlock, 1), e.i(dim)});
+        V row = e.add(e.mul(e.add(t.panel, number), s.hidden_rows()), f);
+        V a = e.add(e.mul(number, h_panel), e.mul(f, 64 * planes));
+        e.call(activations(),
+               {c, element(B::BiasUp, at_bias), element(B::BiasGate, at_bias),
+                saved_row(row), e.at(part(at.a), a, 1), rows});
       });
     });
-    for_blocks(s.dim, [&](V c, V) {
+    for_blocks(s.dim, [&](V c, V rows) {
+      V down_rows = weight_rows(w_down, c, rows, s.hidden, part(at.up));
       for_panels(t.count, [&](V first, V valid, V number) {
         V a = e.at(part(at.a), e.mul(number, h_panel), 1);
-        e.call(product(2 * hidden, false), {e.at(w_down, e.mul(c, hidden), 2),
-                                            a, part(at.sums), e.i(hidden)});
+        e.call(product(hidden, false),
+               {down_rows, a, part(at.sums), e.i(hidden)});
         V to = e.mul(e.add(t.slot, first), s.dim);
-        V bias = bf16(B::BiasDown, e.add(e.mul(t.expert, s.dim), c));
+        V bias = element(B::BiasDown, e.add(e.mul(t.expert, s.dim), c));
         call_flip(s.dim, c, s.bias, s.dim,
-                  {part(at.sums), bias, bf16(B::Rows, e.add(to, c)), valid});
+                  {part(at.sums), bias, element(B::Rows, e.add(to, c)), valid});
       });
     });
     e.fence();  // streamed lines are visible before the launch ends
@@ -303,7 +378,7 @@ struct Forward : PairExperts {
 
 std::vector<MoeLaunch> moe_pair_forward(const MoeSpec& s,
                                         const MoeEpilogue& epilogue) {
-  const bool packed = !weights_fit(s);
+  const bool packed = s.bf16 && !weights_fit(s);
   MoeLaunch l;
   l.buffers = {B::X,      B::Offsets,  B::Perm,     B::Up,    B::Gate, B::Down,
                B::BiasUp, B::BiasGate, B::BiasDown, B::Saved, B::Rows};
@@ -311,16 +386,17 @@ std::vector<MoeLaunch> moe_pair_forward(const MoeSpec& s,
     for (B b : {B::PackedUp, B::PackedGate, B::PackedDown})
       l.buffers.push_back(b);
   l.spec.key = moe_key("moe experts", s);
-  l.spec.tasks = expert_tasks(s, PairExperts::kTask);
+  l.spec.tasks = expert_tasks(s, pair_task_slots(s));
   l.spec.scratch_bytes = Layout(s).end;
   l.spec.flops = 2.0 * double(s.slots()) * double(s.dim) *
                  double(s.hidden_rows() + s.hidden);
   l.spec.bytes =
-      2.0 * (double(s.experts * s.dim) * double(s.hidden_rows() + s.hidden) +
-             double(s.slots()) * double(2 * s.dim + s.hidden_rows()));
+      double(s.bf16 ? 2 : 4) *
+      (double(s.experts * s.dim) * double(s.hidden_rows() + s.hidden) +
+       double(s.slots()) * double(2 * s.dim + s.hidden_rows()));
   l.spec.emit = [s, packed, list = l.buffers](Emit& e) {
     Forward f{{e, s, {e, list}}};
-    for_expert_task(e, s, PairExperts::kCut, f.buffer(B::Offsets),
+    for_expert_task(e, s, f.cut(), f.buffer(B::Offsets),
                     [&](const ExpertTask& t) { f.task(t, packed); });
   };
   std::vector<MoeLaunch> all;

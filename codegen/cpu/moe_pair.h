@@ -1,34 +1,55 @@
-// Set-up that the bf16 expert kernels share. As in f32, slots stand in the
-// lanes and weights are the broadcast operand, here the tiles' left one; each
-// product sums over pairs (pair_tile.h), so its right operand holds two
-// neighbours along the sum in a dword. What one product leaves in rows of
-// slots becomes the next one's pairs by one conversion of two rows.
+// Set-up that the expert kernels on bf16 and on split f32 share. As in
+// moe_forward.cpp, slots stand in the lanes and weights are the broadcast
+// operand, here the tiles' left one; each product sums over pairs
+// (pair_tile.h), so its right operand holds two neighbours along the sum in a
+// dword. What one product leaves in rows of slots becomes the next one's pairs
+// by one conversion of two rows.
 #pragma once
 #include <string>
 
 #include "codegen/cpu/moe_emit.h"
 #include "codegen/cpu/pair_tile.h"
+#include "codegen/cpu/split_f32.h"
 
 namespace moec {
 
+inline int pair_planes(const MoeSpec& s) { return s.bf16 ? 1 : kSplitPlanes; }
+// Slots of a task, in whole panels.
+int64_t pair_task_slots(const MoeSpec&);
+
 struct PairExperts {
   static constexpr int64_t kPanel = 32;    // slots
-  static constexpr int64_t kTask = 256;    // slots of a task
   static constexpr int64_t kBlock = 4096;  // bytes of 32 x 32 sums in f32
-  static constexpr SlotCut kCut = {kTask, kPanel};
 
   Emit& e;
   const MoeSpec& s;
   const MoeBuffers buffer;
   const bool gated = is_gated(s.activation);
+  const int planes = pair_planes(s);
+  const DType dtype = s.bf16 ? DType::BF16 : DType::F32;
+  const int64_t size = dtype_size(dtype);
   // Widths padded with zeros to whole tiles.
   const int64_t dim = pair_padded(s.dim), hidden = pair_padded(s.hidden);
   // Bytes of a panel as pairs.
-  const int64_t x_panel = dim * 64, h_panel = hidden * 64;
+  const int64_t x_panel = dim * 64 * planes, h_panel = hidden * 64 * planes;
 
+  SlotCut cut() const { return {pair_task_slots(s), kPanel}; }
   V part(int64_t offset) { return e.at(e.scratch(), offset, 1); }
-  // Element `index` of a bf16 buffer.
-  V bf16(MoeBuffer b, V index) { return e.at(buffer(b), index, 2); }
+  // Element `index` of a buffer of the dtype.
+  V element(MoeBuffer b, V index) { return e.at(buffer(b), index, size); }
+  // Where row `row` of 32 slots begins in H or its gradient.
+  V saved_row(V row) { return element(MoeBuffer::Saved, e.mul(row, kPanel)); }
+  // The same in a buffer of products' left operands.
+  V left_row(MoeBuffer b, V row) {
+    return e.at(buffer(b), e.mul(row, kPanel), 2 * planes);
+  }
+  // Values of the dtype as the next product's operand: 32 slots of a row in two
+  // vectors, and two rows' pairs of lanes() slots.
+  void store_left(const Vs& planes_of_low, const Vs& planes_of_high, V to,
+                  V mask);
+  void store_pairs(const Vs& low, const Vs& high, V to);
+  // What those two take: f32 in planes.
+  Vs in_planes(V x) { return planes > 1 ? split_f32(e, x) : Vs{x}; }
   // f(first slot, how many exist, number) for each panel of `count` slots.
   void for_panels(V count, const std::function<void(V, V, V)>& f);
   // f(first, how many rows exist) for blocks of 32 rows of `n`, padded.
@@ -38,10 +59,14 @@ struct PairExperts {
   Fn gather();
   // Zeroes the pairs of a block of 32 rows from the even row `from` on.
   void zero_rows(V pairs, V from);
-  // product(A, B, C, k): 32 x 32 of C (+)= A B; B has 32 lanes.
-  Fn product(int64_t lda, bool accumulate, int64_t a_step = 2 * kPairStep);
-  // flip(C, bias, dst, lanes): dst[lane][row] = bf16(C[row][lane] + bias[row])
-  // for `rows` rows of C and the first `lanes` lanes; stride in elements.
+  // Rows `first` .. first + rows of a weight with `columns` columns as a left
+  // operand: f32 is split to dst, 32 rows.
+  V weight_rows(V weight, V first, V rows, int64_t columns, V dst);
+  // product(A, B, C, k): 32 x 32 of C (+)= A B; B has 32 lanes. A's rows have
+  // `width` elements, or are panels of 32 slots a_step elements apart.
+  Fn product(int64_t width, bool accumulate, int64_t a_step = 0);
+  // flip(C, bias, dst, lanes): dst[lane][row] = C[row][lane] + bias[row] for
+  // `rows` rows of C and the first `lanes` lanes; stride in elements.
   Fn flip(int rows, bool bias, int64_t stride);
   // Calls flip for the rows from `first` of s.dim or s.hidden.
   void call_flip(int64_t n, V first, bool bias, int64_t stride, const Vs& args);

@@ -1,6 +1,6 @@
-// The two phases of moe_backward.cpp on bf16: per task of slots dA', dH, the
-// weighted activations and dX, on blocks of weights turned as they are needed;
-// then the weights' gradients (moe_pair_weights.cpp).
+// The two phases of moe_backward.cpp on bf16 and split f32: per task of slots
+// dA', dH, the weighted activations and dX, on blocks of weights turned as they
+// are needed; then the weights' gradients (moe_pair_weights.cpp).
 #include <algorithm>
 
 #include "codegen/cpu/moe_pair.h"
@@ -16,16 +16,17 @@ using B = MoeBuffer;
 struct Layout {
   int64_t g = 0, up, gate, sums, turned, turned_gate, w, dw, end;
   explicit Layout(const MoeSpec& s) {
-    const int64_t h = PairExperts::kTask * 2 * pair_padded(s.hidden);
-    up = g + PairExperts::kTask * 2 * pair_padded(s.dim);
+    const int64_t slot = 2 * pair_planes(s), slots = pair_task_slots(s);
+    const int64_t h = slots * slot * pair_padded(s.hidden);
+    up = g + slots * slot * pair_padded(s.dim);
     gate = up + h;
     sums = gate + (is_gated(s.activation) ? h : 0);
     turned = sums + PairExperts::kBlock;
     const int64_t rows = std::max(pair_padded(s.dim), pair_padded(s.hidden));
-    turned_gate = turned + kPairStep * 2 * rows;
-    w = turned_gate + kPairStep * 2 * rows;
-    dw = w + PairExperts::kTask * 4;
-    end = dw + PairExperts::kTask * 4;
+    turned_gate = turned + kPairStep * slot * rows;
+    w = turned_gate + kPairStep * slot * rows;
+    dw = w + slots * 4;
+    end = dw + slots * 4;
   }
 };
 
@@ -45,34 +46,33 @@ struct Hidden : PairExperts {
       Vs w{vector(a[6], 0), vector(a[6], 1)};
       Vs dw{vector(a[7], 0), vector(a[7], 1)};
       dw = e.loop(e.i(0), end, 2, dw, [&](V row, Vs dw) {
-        Vs up, gate;  // gradients of the two rows, in halves
+        // gradients of the two rows, in halves, each in planes
+        std::vector<Vs> up, gate;
         for (int q = 0; q < 2; ++q) {
           V r = e.add(row, q), at = e.mul(r, kPanel), exists = nullptr;
           if (q && s.hidden % 2) exists = e.lt(r, rows);
           V mask = exists ? e.splat(exists) : nullptr;
           auto load = [&](int64_t offset) {
-            return e.vload(DType::BF16, e.at(e.at(a[1], at, 2), offset, 2),
+            return e.vload(dtype, e.at(e.at(a[1], at, size), offset, size),
                            mask);
           };
-          auto store_line = [&](V low, V high, V base, int64_t offset) {
-            V to = e.at(e.at(base, at, 2), offset, 2);
-            V line = e.to_bf16(low, high);
-            if (exists)
-              e.store_raw(line, to, 2, e.splat(exists, 2 * L));
-            else
-              e.store_raw(line, to, 64);
+          auto store_line = [&](const Vs& low, const Vs& high, V base,
+                                int64_t offset) {
+            V to = e.at(e.at(base, at, 2 * planes), offset, 2 * planes);
+            store_left(low, high, to,
+                       exists ? e.splat(exists, 2 * L) : nullptr);
           };
-          Vs value;
+          std::vector<Vs> value;
           for (int j = 0; j < 2; ++j) {
             V da = e.vload(DType::F32, e.at(e.at(a[0], at), j * L), mask);
             ActivationGrad f = activate_grad(
                 e, s.activation, gated ? load(to_gate + j * L) : nullptr,
-                load(j * L), true);
+                load(j * L), s.bf16);
             dw[j] = e.fma(da, f.value, dw[j]);
             da = e.mul(da, w[j]);
-            value.push_back(e.mul(f.value, w[j]));
-            up.push_back(e.mul(da, f.by_up));
-            if (gated) gate.push_back(e.mul(da, f.by_gate));
+            value.push_back(in_planes(e.mul(f.value, w[j])));
+            up.push_back(in_planes(e.mul(da, f.by_up)));
+            if (gated) gate.push_back(in_planes(e.mul(da, f.by_gate)));
           }
           store_line(value[0], value[1], a[3], 0);
           store_line(up[2 * q], up[2 * q + 1], a[2], 0);
@@ -80,12 +80,11 @@ struct Hidden : PairExperts {
         }
         V to = e.mul(row, kPanel / 2);
         for (int j = 0; j < 2; ++j) {
-          auto store_pairs = [&](const Vs& x, V base) {
-            e.store_raw(e.pack_bf16_pair(x[j], x[2 + j]),
-                        e.at(e.at(base, to), j * L), 64);
+          auto store = [&](const std::vector<Vs>& x, V base) {
+            store_pairs(x[j], x[2 + j], e.at(e.at(base, to), j * L));
           };
-          store_pairs(up, a[4]);
-          if (gated) store_pairs(gate, a[5]);
+          store(up, a[4]);
+          if (gated) store(gate, a[5]);
         }
         return dw;
       });
@@ -102,14 +101,15 @@ struct Hidden : PairExperts {
     std::string name =
         "turn" + std::to_string(rows) + "_" + std::to_string(columns);
     return e.define(name, {Ty::Ptr, Ty::Ptr}, [&, rows](const Vs& a) {
-      pack_transposed(e, {a[0], stride, e.i(rows), columns}, e.i(0),
-                      e.i(pair_padded(rows)), a[1], 2 * pair_padded(rows));
+      pack_transposed(e, {a[0], stride, e.i(rows), columns, planes}, e.i(0),
+                      e.i(pair_padded(rows)), a[1],
+                      2 * planes * pair_padded(rows));
     });
   }
   // The same for the columns from `first` of a [rows, columns] matrix.
   void call_turn(int64_t rows, int64_t columns, V w, V first, V dst) {
     const int64_t whole = columns / kPairStep * kPairStep;
-    Vs args{e.at(w, first, 2), dst};
+    Vs args{e.at(w, first, size), dst};
     auto run = [&](int64_t n) { e.call(turn(rows, n, columns), args); };
     if (whole == columns) return run(kPairStep);
     if (!whole) return run(columns);
@@ -122,19 +122,27 @@ struct Hidden : PairExperts {
   // gradient starts with what the bias of W_down contributes.
   void start(const ExpertTask& t, V first, V valid, V g, V w, V dw) {
     load_slot_weights(e, buffer, t, first, valid, kPanel, w);
-    V bias = bf16(B::BiasDown, e.mul(t.expert, s.dim));
+    V bias = element(B::BiasDown, e.mul(t.expert, s.dim));
     const int L = e.lanes();
     for (int j = 0; j < 2; ++j) {
       V sum = e.zero(Ty::F32, 0);
       if (s.bias)
         sum = e.loop(e.i(0), e.i(s.dim), 1, {sum}, [&](V c, Vs sum) {
-          V b = e.load(DType::BF16, e.at(bias, c, 2));
-          V pair = e.lshr(c, e.i(1));
-          V x = e.load_raw(Ty::I32, e.at(g, e.add(e.mul(pair, kPanel), j * L)),
-                           L);
+          V b = e.load(dtype, e.at(bias, c, size));
           V odd = e.splat(e.ne(e.and_(c, e.i(1)), e.i(0)));
-          x = e.select(odd, e.and_(x, e.i32(0xffff0000)), e.shl(x, e.i32(16)));
-          return Vs{e.fma(e.splat(b), e.bits(x, Ty::F32), sum[0])};
+          // c's pair in its step of planes
+          V step = e.mul(e.and_(c, e.i(-kPairStep)), planes);
+          V pair = e.add(step, e.and_(c, e.i(kPairStep - 2)));
+          V at = e.at(g, e.add(e.mul(pair, kPanel / 2), j * L));
+          V value = nullptr;
+          for (int i = 0; i < planes; ++i) {
+            V x = e.load_raw(Ty::I32, e.at(at, i * kPairStep * kPanel / 2), L);
+            x = e.select(odd, e.and_(x, e.i32(0xffff0000)),
+                         e.shl(x, e.i32(16)));
+            x = e.bits(x, Ty::F32);
+            value = value ? e.add(value, x) : x;
+          }
+          return Vs{e.fma(e.splat(b), value, sum[0])};
         })[0];
       e.vstore(DType::F32, sum, e.at(dw, j * L));
     }
@@ -143,8 +151,8 @@ struct Hidden : PairExperts {
   void task(const ExpertTask& t) {
     const Layout at(s);
     V matrix = e.mul(t.expert, s.hidden * s.dim);
-    V w_up = bf16(B::Up, matrix), w_down = bf16(B::Down, matrix);
-    V w_gate = gated ? bf16(B::Gate, matrix) : w_up;
+    V w_up = element(B::Up, matrix), w_down = element(B::Down, matrix);
+    V w_gate = gated ? element(B::Gate, matrix) : w_up;
     V sums = part(at.sums), turned = part(at.turned);
     auto panel = [&](int64_t offset, V number, int64_t bytes) {
       return e.at(part(offset), e.mul(number, bytes), 1);
@@ -160,17 +168,16 @@ struct Hidden : PairExperts {
     for_blocks(s.hidden, [&](V f, V rows) {
       call_turn(s.dim, s.hidden, w_down, f, turned);
       for_panels(t.count, [&](V first, V, V number) {
-        e.call(product(2 * dim, false),
+        e.call(product(dim, false),
                {turned, panel(at.g, number, x_panel), sums, e.i(dim)});
-        V h = e.mul(e.add(e.mul(e.add(t.panel, number), s.hidden_rows()), f),
-                    kPanel);
-        V a = e.mul(e.add(e.mul(e.add(t.panel, number), s.hidden), f), kPanel);
-        V up = e.at(panel(at.up, number, h_panel), e.mul(f, 64), 1);
-        V gate =
-            gated ? e.at(panel(at.gate, number, h_panel), e.mul(f, 64), 1) : up;
+        V h = e.add(e.mul(e.add(t.panel, number), s.hidden_rows()), f);
+        V a = e.add(e.mul(e.add(t.panel, number), s.hidden), f);
+        V f_at = e.mul(f, 64 * planes);
+        V up = e.at(panel(at.up, number, h_panel), f_at, 1);
+        V gate = gated ? e.at(panel(at.gate, number, h_panel), f_at, 1) : up;
         e.call(block(),
-               {sums, bf16(B::Saved, h), bf16(B::DHidden, h),
-                bf16(B::Activated, a), up, gate, e.at(part(at.w), first),
+               {sums, saved_row(h), left_row(B::DHidden, h),
+                left_row(B::Activated, a), up, gate, e.at(part(at.w), first),
                 e.at(part(at.dw), first), rows});
       });
     });
@@ -178,15 +185,15 @@ struct Hidden : PairExperts {
       call_turn(s.hidden, s.dim, w_up, c, turned);
       if (gated) call_turn(s.hidden, s.dim, w_gate, c, part(at.turned_gate));
       for_panels(t.count, [&](V first, V valid, V number) {
-        e.call(product(2 * hidden, false),
+        e.call(product(hidden, false),
                {turned, panel(at.up, number, h_panel), sums, e.i(hidden)});
         if (gated)
-          e.call(product(2 * hidden, true),
+          e.call(product(hidden, true),
                  {part(at.turned_gate), panel(at.gate, number, h_panel), sums,
                   e.i(hidden)});
         V to = e.add(e.mul(e.add(t.slot, first), s.dim), c);
         call_flip(s.dim, c, false, s.dim,
-                  {sums, sums, bf16(B::Rows, to), valid});
+                  {sums, sums, element(B::Rows, to), valid});
       });
     });
     e.loop(e.i(0), t.count, 1, [&](V i) {
@@ -211,16 +218,16 @@ std::vector<MoeLaunch> moe_pair_backward(const MoeSpec& s,
                     B::Down, B::BiasDown, B::SlotWeights, B::DWeights,
                     B::Rows, B::Gate};
   hidden.spec.key = moe_key("moe experts_grad", s);
-  hidden.spec.tasks = expert_tasks(s, PairExperts::kTask);
+  hidden.spec.tasks = expert_tasks(s, pair_task_slots(s));
   hidden.spec.scratch_bytes = Layout(s).end;
   hidden.spec.flops = product * rows;
   hidden.spec.bytes =
-      2.0 *
+      double(s.bf16 ? 2 : 4) *
       (double(s.experts * s.dim) * rows +
        double(s.slots()) * double(2 * s.dim + 2 * s.hidden_rows() + s.hidden));
   hidden.spec.emit = [s, list = hidden.buffers](Emit& e) {
     Hidden h{{e, s, {e, list}}};
-    for_expert_task(e, s, PairExperts::kCut, h.buffer(B::Offsets),
+    for_expert_task(e, s, h.cut(), h.buffer(B::Offsets),
                     [&](const ExpertTask& t) { h.task(t); });
   };
 

@@ -1,4 +1,5 @@
-// Gradients of the experts' weights on bf16, by expert and block of channels.
+// Gradients of the experts' weights on bf16 and split f32, by expert and block
+// of channels.
 #include <algorithm>
 
 #include "codegen/cpu/moe_pair.h"
@@ -11,19 +12,22 @@ using B = MoeBuffer;
 
 constexpr int64_t kColumns = 128;  // channels of a task
 constexpr int64_t kBlocks = kColumns / kPairStep;
-constexpr int64_t kGathered = 1024;  // most slots gathered at a time
+// Most slots gathered at a time.
+int64_t most_gathered(const MoeSpec& s) { return s.bf16 ? 1024 : 512; }
 
 // Scratch, in bytes: gathered rows as pairs of slots, [block of 32 channels]
 // [pair][channel]; sums of all features by such blocks.
 struct WeightLayout {
   int64_t r = 0, sums, end;
   explicit WeightLayout(const MoeSpec& s)
-      : sums(r + kGathered * kColumns * 2),
+      : sums(r + most_gathered(s) * kColumns * 2 * pair_planes(s)),
         end(sums + pair_padded(s.hidden) / kPairStep * kBlocks *
                        PairExperts::kBlock) {}
 };
 
 struct Weights : PairExperts {
+  const int64_t gathered = most_gathered(s);
+
   // collect(src, perm, n, R): `width` channels of n rows, in pairs of rows, up
   // to a multiple of 32 rows.
   Fn collect(int64_t width) {
@@ -39,16 +43,27 @@ struct Weights : PairExperts {
           auto row = [&](V slot) {
             V choice = e.load(DType::I32, e.at(a[1], e.min(slot, last)));
             V token = e.udiv(e.zext(choice, Ty::I64), e.i(s.top_k));
-            return e.at(a[0], e.mul(token, s.dim), 2);
+            return e.at(a[0], e.mul(token, s.dim), size);
           };
           auto to = [&](V slot, int64_t c) {
-            V pair = e.at(a[3], e.mul(slot, kPairStep / 2));
-            return e.at(pair, c * kGathered / 2);
+            V step = e.mul(e.and_(slot, e.i(-kPairStep)), planes);
+            V line = e.add(step, e.and_(slot, e.i(kPairStep - 1)));
+            V pair = e.at(a[3], e.mul(line, kPairStep / 2));
+            return e.at(pair, c * gathered * planes / 2);
           };
           e.loop(e.i(0), a[2], 2, [&](V slot) {
             V next = e.add(slot, 1), exists = e.splat(e.lt(next, a[2]), 2 * L);
             V first = row(slot), second = row(next);
-            for (int64_t c = 0; c < width; c += kPairStep) {
+            for (int64_t c = 0; c < pair_padded(width) && planes > 1; c += L) {
+              V mask = width - c < L ? e.mask(e.i(width - c)) : nullptr;
+              V low = e.vload(dtype, e.at(first, c), mask);
+              V high = e.vload(dtype, e.at(second, c), mask);
+              high = e.select(e.splat(e.lt(next, a[2])), high, e.f(0));
+              V line = to(slot, c / kPairStep * kPairStep);
+              store_pairs(in_planes(low), in_planes(high),
+                          e.at(line, c % kPairStep));
+            }
+            for (int64_t c = 0; c < width && planes == 1; c += kPairStep) {
               V mask = width - c < kPairStep ? e.mask(e.i(width - c), 2 * L)
                                              : nullptr;
               V x = e.load_raw(Ty::I16, e.at(first, c, 2), 2 * L, 2, mask);
@@ -61,13 +76,18 @@ struct Weights : PairExperts {
           V from = e.and_(e.add(a[2], 1), e.i(-2));
           V end = e.and_(e.add(a[2], kPairStep - 1), e.i(-kPairStep));
           e.loop(from, end, 1, [&](V slot) {
+            V odd = e.mul(e.and_(slot, e.i(1)), L);
             for (int64_t c = 0; c < width; c += kPairStep)
-              e.store_raw(e.zero(Ty::I32, 0), to(slot, c), 64);
+              for (int i = 0; i < planes; ++i) {
+                V line = e.at(to(e.and_(slot, e.i(-2)), c), odd);
+                e.store_raw(e.zero(Ty::I32, 0),
+                            e.at(line, i * kPairStep * kPairStep / 2), 64);
+              }
           });
         });
   }
 
-  // rows(C, dst, n): dst[row][channel] = bf16(C) for n rows and `width`
+  // rows(C, dst, n): dst[row][channel] = C for n rows and `width`
   // channels.
   Fn rows(int width) {
     std::vector<Ty> params = {Ty::Ptr, Ty::Ptr, Ty::I64};
@@ -76,10 +96,10 @@ struct Weights : PairExperts {
           const int L = e.lanes();
           e.loop(e.i(0), a[2], 1, [&](V r) {
             V from = e.at(a[0], e.mul(r, kPanel)),
-              to = e.at(a[1], e.mul(r, s.dim), 2);
+              to = e.at(a[1], e.mul(r, s.dim), size);
             for (int c = 0; c < width; c += L)
-              e.vstore(DType::BF16, e.vload(DType::F32, e.at(from, c)),
-                       e.at(to, c, 2),
+              e.vstore(dtype, e.vload(DType::F32, e.at(from, c)),
+                       e.at(to, c, size),
                        width - c < L ? e.mask(e.i(width - c)) : nullptr);
           });
         });
@@ -92,12 +112,13 @@ struct Weights : PairExperts {
       V sum =
           e.loop(e.i(0), n, kPanel, {e.zero(Ty::F32, 0)}, [&](V slot, Vs x) {
             V row = e.add(e.mul(slot, feature_rows), e.mul(f, kPanel));
-            for (int j = 0; j < 2; ++j)
-              x[0] = e.add(x[0], e.vload(DType::BF16, e.at(e.at(g, row, 2),
-                                                           j * e.lanes(), 2)));
+            V line = e.at(g, row, 2 * planes);
+            for (int j = 0; j < 2 * planes; ++j)
+              x[0] = e.add(x[0],
+                           e.vload(DType::BF16, e.at(line, j * e.lanes(), 2)));
             return x;
           })[0];
-      e.store(DType::BF16, e.hsum(sum), e.at(to, f, 2));
+      e.store(dtype, e.hsum(sum), e.at(to, f, size));
     });
   }
 
@@ -110,11 +131,11 @@ struct Weights : PairExperts {
         V choice = e.load(DType::I32, e.at(buffer(B::Perm), slot));
         V token = e.udiv(e.zext(choice, Ty::I64), e.i(s.top_k));
         V w = e.load(DType::F32, e.at(buffer(B::SlotWeights), slot));
-        V dy = e.vload(DType::BF16, bf16(B::Dy, e.add(e.mul(token, s.dim), at)),
+        V dy = e.vload(dtype, element(B::Dy, e.add(e.mul(token, s.dim), at)),
                        mask);
         return Vs{e.fma(e.splat(w), dy, x[0])};
       })[0];
-      e.vstore(DType::BF16, sum, e.at(to, c, 2), mask);
+      e.vstore(dtype, sum, e.at(to, c, size), mask);
     });
   }
 
@@ -122,47 +143,48 @@ struct Weights : PairExperts {
     const ExpertWeight p = expert_weight(s, which);
     const bool down = which == 0;
     const WeightLayout at(s);
-    ExpertTask t = whole_expert(e, kCut, buffer(B::Offsets), expert);
-    V g = bf16(p.product, e.add(e.mul(t.panel, p.feature_rows * kPanel),
-                                p.first_row * kPanel));
-    V weight = bf16(p.weight, e.mul(expert, s.hidden * s.dim));
+    ExpertTask t = whole_expert(e, cut(), buffer(B::Offsets), expert);
+    V g =
+        left_row(p.product, e.add(e.mul(t.panel, p.feature_rows), p.first_row));
+    V weight = element(p.weight, e.mul(expert, s.hidden * s.dim));
     V left = e.min(e.sub(e.i(s.dim), column), e.i(kColumns));
     if (s.bias && down)
       column_sums(t, column, left,
-                  bf16(p.bias, e.add(e.mul(expert, s.dim), column)));
+                  element(p.bias, e.add(e.mul(expert, s.dim), column)));
     if (s.bias && !down)
       e.if_(e.eq(column, e.i(0)), [&] {
         row_sums(g, p.feature_rows, t.count,
-                 bf16(p.bias, e.mul(expert, s.hidden)));
+                 element(p.bias, e.mul(expert, s.hidden)));
       });
     // one chunk for an expert without slots, whose gradient is zero
-    V chunks = e.max(e.ceil_div(t.count, kGathered), e.i(1));
+    V chunks = e.max(e.ceil_div(t.count, gathered), e.i(1));
     begin_pairs(e);
     e.loop(e.i(0), chunks, 1, [&](V chunk) {
-      V from = e.mul(chunk, kGathered);
-      V n = e.min(e.sub(t.count, from), e.i(kGathered));
+      V from = e.mul(chunk, gathered);
+      V n = e.min(e.sub(t.count, from), e.i(gathered));
       V k = e.and_(e.add(n, kPairStep - 1), e.i(-kPairStep));
       V is_last = e.eq(e.add(chunk, 1), chunks);
       V perm = e.at(buffer(B::Perm), e.add(t.slot, from));
       by_width(
           [&](int64_t width) {
             e.call(collect(width),
-                   {bf16(p.source, column), perm, n, part(at.r)});
+                   {element(p.source, column), perm, n, part(at.r)});
           },
           left);
       for_blocks(s.hidden, [&](V f, V rows_here) {
-        V a = e.at(g, e.add(e.mul(from, p.feature_rows), e.mul(f, kPanel)), 2);
+        V a = e.at(g, e.add(e.mul(from, p.feature_rows), e.mul(f, kPanel)),
+                   2 * planes);
         e.loop(e.i(0), left, kPairStep, [&](V c) {
           V number =
               e.add(e.mul(e.lshr(f, e.i(5)), kBlocks), e.lshr(c, e.i(5)));
           V sums = e.at(part(at.sums), e.mul(number, kBlock), 1);
-          V r = e.at(part(at.r), e.mul(c, kGathered * 2), 1);
-          const int64_t step = p.feature_rows * kPanel * 2;
+          V r = e.at(part(at.r), e.mul(c, gathered * 2 * planes), 1);
+          const int64_t step = p.feature_rows * kPanel;
           Vs args{a, r, sums, k};
           e.if_(
               e.eq(chunk, e.i(0)),
-              [&] { e.call(product(2 * kPanel, false, step), args); },
-              [&] { e.call(product(2 * kPanel, true, step), args); });
+              [&] { e.call(product(kPanel, false, step), args); },
+              [&] { e.call(product(kPanel, true, step), args); });
           e.if_(is_last, [&] {
             store(down, weight, f, rows_here, column, c, sums, left);
           });
@@ -184,12 +206,12 @@ struct Weights : PairExperts {
              V left) {
     V channel = e.add(column, c);
     if (down) {
-      V to = e.at(weight, e.add(e.mul(channel, s.hidden), f), 2);
+      V to = e.at(weight, e.add(e.mul(channel, s.hidden), f), size);
       call_flip(s.hidden, f, false, s.hidden,
                 {sums, sums, to, e.min(e.sub(left, c), e.i(kPairStep))});
       return;
     }
-    V to = e.at(weight, e.add(e.mul(f, s.dim), channel), 2);
+    V to = e.at(weight, e.add(e.mul(f, s.dim), channel), size);
     auto run = [&](int width) { e.call(rows(width), {sums, to, rows_here}); };
     const int64_t whole = s.dim / kPairStep * kPairStep;
     if (whole == s.dim) return run(kPairStep);
@@ -224,8 +246,9 @@ MoeLaunch moe_pair_weights(const MoeSpec& s) {
       s.experts * ((s.dim + kColumns - 1) / kColumns) * expert_weights(s);
   l.spec.scratch_bytes = WeightLayout(s).end;
   l.spec.flops = product * rows;
-  l.spec.bytes = 2.0 * (double(s.experts * s.dim) * rows +
-                        double(s.slots()) * (rows + 2.0 * double(s.dim)));
+  l.spec.bytes = double(s.bf16 ? 2 : 4) *
+                 (double(s.experts * s.dim) * rows +
+                  double(s.slots()) * (rows + 2.0 * double(s.dim)));
   l.spec.emit = [s, list = l.buffers](Emit& e) {
     Weights{{e, s, {e, list}}}.kernel();
   };

@@ -40,7 +40,7 @@ struct Problem {
     auto room = [&](B b, int64_t bytes) {
       work[b].assign(bytes, std::byte(0xff));  // NaN
     };
-    room(B::Saved, moe_saved_bytes(s)), room(B::DHidden, moe_saved_bytes(s));
+    room(B::Saved, moe_saved_bytes(s)), room(B::DHidden, moe_hidden_grad_bytes(s));
     room(B::Activated, moe_activated_bytes(s));
     room(B::Rows, slots * d * 4), room(B::SlotWeights, slots * 4);
     if (s.bf16)
@@ -264,6 +264,24 @@ TEST_CASE("experts on bf16 agree with the definition") {
     s.bf16 = true;
     check(native, s, 0.1);
   }
+}
+
+TEST_CASE("experts on split f32 agree with the definition") {
+  const Target t = make_target("native");
+  if (!t.amx_bf16) return;
+  auto run = [&](MoeSpec s, double drop) {
+    s.split = true;
+    check(t, s, drop);
+  };
+  run(make_spec(96, 32, 64, 4, 2, MoeActivation::Swiglu, false), 0);
+  run(make_spec(700, 160, 96, 3, 2, MoeActivation::Gelu, false), 0.1);
+  run(make_spec(57, 19, 75, 5, 2, MoeActivation::Gelu, true), 0.4);
+  run(make_spec(3, 40, 5, 9, 3, MoeActivation::GeluBilinear, true), 0.1);
+  run(make_spec(61, 9, 131, 2, 1, MoeActivation::Relu2Glu, true), 0);
+  run(make_spec(1100, 5, 4, 1, 1, MoeActivation::Silu, true), 0);
+  CHECK(moe_splits(make_spec(96, 64, 64, 4, 2, MoeActivation::Relu, false), t));
+  CHECK(!moe_splits(make_spec(96, 64, 64, 4, 2, MoeActivation::Relu, false),
+                    make_target("native-noamx")));
 }
 
 TEST_CASE("every activation and its derivative") {
