@@ -181,14 +181,13 @@ void unpack_rows(Emit& e, V src, int64_t ld, int64_t cols, V factor,
 }
 
 void copy_rows(Emit& e, V src, int64_t src_row, V dst, int64_t dst_row,
-               int64_t width, V count, double scale) {
+               int64_t width, V count) {
   const int64_t L = e.lanes(), whole = width / L * L;
   e.loop(e.i(0), count, 1, [&](V r) {
     V from = e.at(src, e.mul(r, src_row)), to = e.at(dst, e.mul(r, dst_row));
     auto step = [&](V c, V mask) {
-      V x = e.vload(DType::F32, e.at(from, c), mask);
-      if (scale != 1) x = e.mul(x, e.f(scale));
-      e.vstore(DType::F32, x, e.at(to, c), mask);
+      e.vstore(DType::F32, e.vload(DType::F32, e.at(from, c), mask),
+               e.at(to, c), mask);
     };
     e.loop(e.i(0), e.i(whole), L, [&](V c) { step(c, nullptr); });
     if (whole < width) step(e.i(whole), e.mask(e.i(width - whole)));

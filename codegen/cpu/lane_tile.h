@@ -83,9 +83,9 @@ void pack_rows(Emit&, const Vs& rows, int64_t cols, V dst, int64_t ld,
 void unpack_rows(Emit&, V src, int64_t ld, int64_t cols, V factor,
                  const std::function<V(int)>& row, V count);
 
-// Copies `count` rows of `width` elements, times `scale`.
+// Copies `count` rows of `width` elements.
 void copy_rows(Emit&, V src, int64_t src_row, V dst, int64_t dst_row,
-               int64_t width, V count, double scale = 1);
+               int64_t width, V count);
 
 // Zeroes `count` f32 elements.
 void zero_fill(Emit&, V p, V count);

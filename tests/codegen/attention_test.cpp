@@ -193,6 +193,8 @@ TEST_CASE("attention agrees with the definition") {
     check_both(t, make_spec(1, 1, 1, 5, 150, 16, 16, true));
     check_both(t, make_spec(1, 2, 1, 130, 700, 33, 64, true));
     check(t, make_spec(1, 1, 1, 90, 90, 132, 130, true));
+    // blocks of keys whose first queries see all of them
+    check(t, make_spec(1, 4, 2, 300, 556, 64, 48, true));
     // keys with several owners
     check_both(t, make_spec(1, 2, 1, 1101, 1101, 20, 9, true));
     check_both(t, make_spec(1, 1, 1, 45, 1600, 16, 16, false));
