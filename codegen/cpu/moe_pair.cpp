@@ -119,7 +119,8 @@ V PairExperts::weight_rows(V weight, V first, V rows, int64_t columns, V dst) {
   std::vector<Ty> params = {Ty::Ptr, Ty::I64, Ty::Ptr};
   Fn split = e.define("split" + std::to_string(columns), params,
                       [&, columns](const Vs& a) {
-                        PairRows source{a[0], columns, a[1], columns, planes};
+                        PairRows source{a[0],    columns, a[1],
+                                        columns, planes,  kPairStep * columns};
                         pack_plain(e, source, e.i(0), e.i(kPairStep), a[2],
                                    2 * planes * pair_padded(columns));
                       });
@@ -127,13 +128,19 @@ V PairExperts::weight_rows(V weight, V first, V rows, int64_t columns, V dst) {
   return dst;
 }
 
-Fn PairExperts::product(int64_t width, bool accumulate, int64_t a_step) {
+Fn PairExperts::product(int64_t width, bool accumulate, int64_t a_step,
+                        int64_t ahead) {
   std::string name = "product" + std::to_string(width) + "_" +
                      std::to_string(a_step) + (accumulate ? "add" : "");
   const int64_t left = 2 * planes;  // bytes of an element
   if (!a_step) a_step = kPairStep;
-  std::vector<Ty> params = {Ty::Ptr, Ty::Ptr, Ty::Ptr, Ty::I64};
+  std::vector<Ty> params = {Ty::Ptr, Ty::Ptr, Ty::Ptr, Ty::I64, Ty::Ptr};
+  if (!ahead) params.pop_back();
   return e.define(name, params, [&](const Vs& a) {
+    auto fetch = [&](V k) {
+      V from = e.at(a[4], e.mul(k, a_step / kPairStep), left);
+      for (int64_t i = 0; i < ahead; ++i) e.prefetch(e.at(from, i * 64, 1), 2);
+    };
     pair_product(e,
                  {.a = a[0],
                   .lda = left * width,
@@ -142,6 +149,7 @@ Fn PairExperts::product(int64_t width, bool accumulate, int64_t a_step) {
                   .c = a[2],
                   .ldc = 4 * kPanel,
                   .a_step = left * a_step,
+                  .beside = ahead ? fetch : std::function<void(V)>(),
                   .planes = planes},
                  e.i(kPairStep), a[3], accumulate);
   });

@@ -64,7 +64,10 @@ struct PairExperts {
   V weight_rows(V weight, V first, V rows, int64_t columns, V dst);
   // product(A, B, C, k): 32 x 32 of C (+)= A B; B has 32 lanes. A's rows have
   // `width` elements, or are panels of 32 slots a_step elements apart.
-  Fn product(int64_t width, bool accumulate, int64_t a_step = 0);
+  // With `ahead`, a fifth argument: so many lines from there on are asked for
+  // with every step of A.
+  Fn product(int64_t width, bool accumulate, int64_t a_step = 0,
+             int64_t ahead = 0);
   // flip(C, bias, dst, lanes): dst[lane][row] = C[row][lane] + bias[row] for
   // `rows` rows of C and the first `lanes` lanes; stride in elements.
   Fn flip(int rows, bool bias, int64_t stride);

@@ -101,8 +101,8 @@ struct Hidden : PairExperts {
     std::string name =
         "turn" + std::to_string(rows) + "_" + std::to_string(columns);
     return e.define(name, {Ty::Ptr, Ty::Ptr}, [&, rows](const Vs& a) {
-      pack_transposed(e, {a[0], stride, e.i(rows), columns, planes}, e.i(0),
-                      e.i(pair_padded(rows)), a[1],
+      pack_transposed(e, {a[0], stride, e.i(rows), columns, planes, kPairStep},
+                      e.i(0), e.i(pair_padded(rows)), a[1],
                       2 * planes * pair_padded(rows));
     });
   }

@@ -180,11 +180,17 @@ struct Weights : PairExperts {
           V sums = e.at(part(at.sums), e.mul(number, kBlock), 1);
           V r = e.at(part(at.r), e.mul(c, gathered * 2 * planes), 1);
           const int64_t step = p.feature_rows * kPanel;
+          // the next features' rows, shared out among the blocks of channels
+          const int64_t lines =
+              e.target().amx_bf16 ? kPairStep * planes / kBlocks : 0;
+          V next = e.at(a, kPairStep * kPanel, 2 * planes);
+          next = e.at(next, e.mul(e.lshr(c, e.i(5)), lines * 64), 1);
           Vs args{a, r, sums, k};
+          if (lines) args.push_back(next);
           e.if_(
               e.eq(chunk, e.i(0)),
-              [&] { e.call(product(kPanel, false, step), args); },
-              [&] { e.call(product(kPanel, true, step), args); });
+              [&] { e.call(product(kPanel, false, step, lines), args); },
+              [&] { e.call(product(kPanel, true, step, lines), args); });
           e.if_(is_last, [&] {
             store(down, weight, f, rows_here, column, c, sums, left);
           });

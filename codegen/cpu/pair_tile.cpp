@@ -213,6 +213,9 @@ void pack_plain(Emit& e, const PairRows& rows, V from, V n, V dst, int64_t ld) {
     for_channels(e, rows.channels, 2 * L, [&](V c, int64_t n) {
       if (rows.planes > 1) {
         V p = e.at(src, c);
+        if (rows.ahead)
+          for (int half = 0; half < 2; ++half)
+            e.prefetch(e.at(p, rows.ahead + half * L), 2);
         return store_row(e, load_f32(e, p, n), load_f32(e, e.at(p, L), n - L),
                          e.at(to, c, 2 * kSplitPlanes));
       }
@@ -300,8 +303,11 @@ void pack_transposed(Emit& e, const PairRows& rows, V from, V n, V dst,
       V column = e.at(to, e.mul(c, ld), 1);
       if (rows.planes > 1) {
         Vs halves[2];
-        for (int k = 0; k < 2 * L; ++k)
-          halves[k / L].push_back(load_f32(e, e.at(src[k], c), n));
+        for (int k = 0; k < 2 * L; ++k) {
+          V p = e.at(src[k], c);
+          if (rows.ahead) e.prefetch(e.at(p, rows.ahead), 2);
+          halves[k / L].push_back(load_f32(e, p, n));
+        }
         for (Vs& x : halves) x = e.transpose(x);
         for (int k = 0; k < L; ++k)
           store_row(e, halves[0][k], halves[1][k], e.at(column, k * ld, 1));

@@ -55,6 +55,8 @@ struct PairRows {
   V count;
   int64_t channels;
   int planes = 1;
+  // In planes only: elements to what is packed next, whose lines are asked for.
+  int64_t ahead = 0;
 };
 // Each writes rows `from` .. `from + n` and pair_padded(channels) channels;
 // `ld` in bytes. All but the second take n in multiples of 2 * lanes().
