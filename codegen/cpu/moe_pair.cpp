@@ -41,11 +41,16 @@ int64_t moe_activated_bytes(const MoeSpec& s) {
   return pairs(s) ? left_bytes(s, s.hidden) : 4 * s.padded_slots() * s.hidden;
 }
 
+int64_t pair_features(const MoeSpec& s) {
+  return s.bf16 ? s.hidden : std::min<int64_t>(s.hidden, 256);
+}
+
 int64_t pair_task_slots(const MoeSpec& s) {
   // a task splits the weights anew: as many slots as leave its operands in L2
   constexpr int64_t kBytes = 1400 << 10, kMost = 256;
   if (s.bf16) return kMost;
-  const int64_t slot = 2 * kSplitPlanes * (s.dim + s.hidden);
+  const int64_t operands = s.dim + 2 * pair_features(s);
+  const int64_t slot = 2 * kSplitPlanes * operands + 4 * s.dim;
   return std::clamp<int64_t>(kBytes / slot / 32 * 32, 96, kMost);
 }
 
@@ -113,19 +118,49 @@ void PairExperts::store_pairs(const Vs& low, const Vs& high, V to) {
   }
 }
 
-V PairExperts::weight_rows(V weight, V first, V rows, int64_t columns, V dst) {
-  V from = e.mul(first, columns);
-  if (planes == 1) return e.at(weight, e.mul(first, pair_padded(columns)), 2);
+V PairExperts::weight_rows(V weight, V rows, int64_t columns, int64_t stride,
+                           V dst) {
+  if (planes == 1) return weight;
   std::vector<Ty> params = {Ty::Ptr, Ty::I64, Ty::Ptr};
-  Fn split = e.define("split" + std::to_string(columns), params,
-                      [&, columns](const Vs& a) {
-                        PairRows source{a[0],    columns, a[1],
-                                        columns, planes,  kPairStep * columns};
-                        pack_plain(e, source, e.i(0), e.i(kPairStep), a[2],
-                                   2 * planes * pair_padded(columns));
-                      });
-  e.call(split, {e.at(weight, from), rows, dst});
+  std::string name =
+      "split" + std::to_string(columns) + "_" + std::to_string(stride);
+  Fn split = e.define(name, params, [&](const Vs& a) {
+    PairRows source{a[0], stride, a[1], columns, planes, kPairStep * stride};
+    pack_plain(e, source, e.i(0), e.i(kPairStep), a[2],
+               2 * planes * pair_padded(columns));
+  });
+  e.call(split, {weight, rows, dst});
   return dst;
+}
+
+void PairExperts::for_features(const std::function<void(V, int64_t)>& f) {
+  const int64_t block = pair_features(s), whole = s.hidden / block * block;
+  e.loop(e.i(0), e.i(whole), block, [&](V first) { f(first, block); });
+  if (whole < s.hidden) f(e.i(whole), s.hidden - whole);
+}
+
+int64_t pair_sums_bytes(const MoeSpec& s) {
+  const bool once = pair_features(s) == s.hidden;
+  return once ? PairExperts::kBlock
+              : 4 * pair_task_slots(s) * pair_padded(s.dim);
+}
+
+V PairExperts::sum_block(V sums, V number, V c) {
+  if (pair_features(s) == s.hidden) return sums;
+  V panel = e.mul(number, dim * kPanel);
+  return e.at(sums, e.add(panel, e.mul(c, kPanel)));
+}
+
+void PairExperts::add_product(V from, int64_t width, const Vs& args) {
+  auto run = [&](bool accumulate) { e.call(product(width, accumulate), args); };
+  if (pair_features(s) == s.hidden) return run(false);
+  e.if_(e.eq(from, e.i(0)), [&] { run(false); }, [&] { run(true); });
+}
+
+void PairExperts::if_last(V from, int64_t width,
+                          const std::function<void()>& f) {
+  if (pair_features(s) == s.hidden) return f();
+  e.if_(e.eq(from, e.i(s.hidden - width)), f);
 }
 
 Fn PairExperts::product(int64_t width, bool accumulate, int64_t a_step,
@@ -266,13 +301,14 @@ MoeLaunch pack_weights(const MoeSpec& s) {
 // Scratch, in bytes: tokens and activations of the task's panels as pairs,
 // sums of one block of up and gate, split rows of two weights.
 struct Layout {
-  int64_t x = 0, a, sums, up, gate, end;
+  int64_t x = 0, a, h, y, up, gate, end;
   explicit Layout(const MoeSpec& s) {
     const int64_t slot = 2 * pair_planes(s), slots = pair_task_slots(s);
     const int64_t dim = pair_padded(s.dim), hidden = pair_padded(s.hidden);
     a = x + slots * slot * dim;
-    sums = a + slots * slot * hidden;
-    up = sums + 2 * PairExperts::kBlock;
+    h = a + slots * slot * pair_padded(pair_features(s));
+    y = h + 2 * PairExperts::kBlock;
+    up = y + pair_sums_bytes(s);
     const int64_t rows = s.bf16 ? 0 : kPairStep * slot * std::max(dim, hidden);
     gate = up + rows;
     end = gate + rows;
@@ -337,6 +373,33 @@ struct Forward : PairExperts {
     });
   }
 
+  // Features from `from` on of all panels: H, and A as pairs.
+  void up_and_gate(const ExpertTask& t, V w_up, V w_gate, V from,
+                   int64_t width) {
+    const Layout at(s);
+    for_blocks(width, [&](V block, V rows) {
+      V f = e.add(from, block), row = e.mul(f, row_length(s.dim));
+      V up_rows =
+          weight_rows(e.at(w_up, row, size), rows, s.dim, s.dim, part(at.up));
+      V gate_rows = up_rows;
+      if (gated)
+        gate_rows = weight_rows(e.at(w_gate, row, size), rows, s.dim, s.dim,
+                                part(at.gate));
+      V at_bias = e.add(e.mul(t.expert, s.hidden), f);
+      for_panels(t.count, [&](V, V, V number) {
+        V x = e.at(part(at.x), e.mul(number, x_panel), 1), c = part(at.h);
+        Fn up = product(dim, false);
+        e.call(up, {up_rows, x, c, e.i(dim)});
+        if (gated) e.call(up, {gate_rows, x, e.at(c, kBlock, 1), e.i(dim)});
+        V saved = e.add(e.mul(e.add(t.panel, number), s.hidden_rows()), f);
+        V a = e.add(e.mul(number, h_panel), e.mul(block, 64 * planes));
+        e.call(activations(),
+               {c, element(B::BiasUp, at_bias), element(B::BiasGate, at_bias),
+                saved_row(saved), e.at(part(at.a), a, 1), rows});
+      });
+    });
+  }
+
   void task(const ExpertTask& t, bool packed) {
     const Layout at(s);
     V matrix = e.mul(t.expert, packed ? hidden * dim : s.hidden * s.dim);
@@ -349,32 +412,25 @@ struct Forward : PairExperts {
       e.call(gather(), {buffer(B::X), perm, valid,
                         e.at(part(at.x), e.mul(number, x_panel), 1)});
     });
-    for_blocks(s.hidden, [&](V f, V rows) {
-      V up_rows = weight_rows(w_up, f, rows, s.dim, part(at.up)), gate_rows;
-      if (gated) gate_rows = weight_rows(w_gate, f, rows, s.dim, part(at.gate));
-      V at_bias = e.add(e.mul(t.expert, s.hidden), f);
-      for_panels(t.count, [&](V, V, V number) {
-        V x = e.at(part(at.x), e.mul(number, x_panel), 1), c = part(at.sums);
-        Fn up = product(dim, false);
-        e.call(up, {up_rows, x, c, e.i(dim)});
-        if (gated) e.call(up, {gate_rows, x, e.at(c, kBlock, 1), e.i(dim)});
-        V row = e.add(e.mul(e.add(t.panel, number), s.hidden_rows()), f);
-        V a = e.add(e.mul(number, h_panel), e.mul(f, 64 * planes));
-        e.call(activations(),
-               {c, element(B::BiasUp, at_bias), element(B::BiasGate, at_bias),
-                saved_row(row), e.at(part(at.a), a, 1), rows});
-      });
-    });
-    for_blocks(s.dim, [&](V c, V rows) {
-      V down_rows = weight_rows(w_down, c, rows, s.hidden, part(at.up));
-      for_panels(t.count, [&](V first, V valid, V number) {
-        V a = e.at(part(at.a), e.mul(number, h_panel), 1);
-        e.call(product(hidden, false),
-               {down_rows, a, part(at.sums), e.i(hidden)});
-        V to = e.mul(e.add(t.slot, first), s.dim);
-        V bias = element(B::BiasDown, e.add(e.mul(t.expert, s.dim), c));
-        call_flip(s.dim, c, s.bias, s.dim,
-                  {part(at.sums), bias, element(B::Rows, e.add(to, c)), valid});
+    for_features([&](V from, int64_t width) {
+      const int64_t k = pair_padded(width);
+      up_and_gate(t, w_up, w_gate, from, width);
+      for_blocks(s.dim, [&](V c, V rows) {
+        const int64_t stride = row_length(s.hidden);
+        V first_row = e.at(w_down, e.add(e.mul(c, stride), from), size);
+        V down_rows =
+            weight_rows(first_row, rows, width, s.hidden, part(at.up));
+        for_panels(t.count, [&](V first, V valid, V number) {
+          V a = e.at(part(at.a), e.mul(number, h_panel), 1);
+          V y = sum_block(part(at.y), number, c);
+          add_product(from, planes > 1 ? k : hidden, {down_rows, a, y, e.i(k)});
+          V to = e.mul(e.add(t.slot, first), s.dim);
+          V bias = element(B::BiasDown, e.add(e.mul(t.expert, s.dim), c));
+          if_last(from, width, [&] {
+            call_flip(s.dim, c, s.bias, s.dim,
+                      {y, bias, element(B::Rows, e.add(to, c)), valid});
+          });
+        });
       });
     });
     e.fence();  // streamed lines are visible before the launch ends

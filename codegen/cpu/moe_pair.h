@@ -14,8 +14,11 @@
 namespace moec {
 
 inline int pair_planes(const MoeSpec& s) { return s.bf16 ? 1 : kSplitPlanes; }
-// Slots of a task, in whole panels.
+// Slots of a task, in whole panels, and features fused at a time: what an
+// expert's tokens and activations of a block take, in bytes a slot, decides.
 int64_t pair_task_slots(const MoeSpec&);
+int64_t pair_features(const MoeSpec&);
+int64_t pair_sums_bytes(const MoeSpec&);
 
 struct PairExperts {
   static constexpr int64_t kPanel = 32;    // slots
@@ -30,8 +33,9 @@ struct PairExperts {
   const int64_t size = dtype_size(dtype);
   // Widths padded with zeros to whole tiles.
   const int64_t dim = pair_padded(s.dim), hidden = pair_padded(s.hidden);
-  // Bytes of a panel as pairs.
-  const int64_t x_panel = dim * 64 * planes, h_panel = hidden * 64 * planes;
+  // Bytes of a panel as pairs, of a block of features.
+  const int64_t x_panel = dim * 64 * planes;
+  const int64_t h_panel = pair_padded(pair_features(s)) * 64 * planes;
 
   SlotCut cut() const { return {pair_task_slots(s), kPanel}; }
   V part(int64_t offset) { return e.at(e.scratch(), offset, 1); }
@@ -54,16 +58,26 @@ struct PairExperts {
   void for_panels(V count, const std::function<void(V, V, V)>& f);
   // f(first, how many rows exist) for blocks of 32 rows of `n`, padded.
   void for_blocks(int64_t n, const std::function<void(V, V)>& f);
+  // f(first, how many) for blocks of pair_features().
+  void for_features(const std::function<void(V, int64_t)>& f);
+  // What a task sums over the blocks of features, pair_sums_bytes(): the 32
+  // channels from c on of a panel; the product that adds the part of the block
+  // `from` to it; and what becomes of it after the last one.
+  V sum_block(V sums, V number, V c);
+  void add_product(V from, int64_t width, const Vs& args);
+  void if_last(V from, int64_t width, const std::function<void()>& f);
+  // Elements from row to row of a weight with rows of n, as packed for bf16.
+  int64_t row_length(int64_t n) const { return s.bf16 ? pair_padded(n) : n; }
 
   // gather(src, perm, valid, dst): a panel's rows of src as pairs.
   Fn gather();
   // Zeroes the pairs of a block of 32 rows from the even row `from` on.
   void zero_rows(V pairs, V from);
-  // Rows `first` .. first + rows of a weight with `columns` columns as a left
-  // operand: f32 is split to dst, 32 rows.
-  V weight_rows(V weight, V first, V rows, int64_t columns, V dst);
-  // product(A, B, C, k): 32 x 32 of C (+)= A B; B has 32 lanes. A's rows have
-  // `width` elements, or are panels of 32 slots a_step elements apart.
+  // `rows` rows of `columns` elements from `weight` on, `stride` elements
+  // apart, as a left operand: f32 is split to dst, 32 rows.
+  V weight_rows(V weight, V rows, int64_t columns, int64_t stride, V dst);
+  // product(A, B, C, k): 32 x 32 of C (+)= A B; B has 32 lanes. A's rows are
+  // `width` elements apart, or are panels of 32 slots a_step elements apart.
   // With `ahead`, a fifth argument: so many lines from there on are asked for
   // with every step of A.
   Fn product(int64_t width, bool accumulate, int64_t a_step = 0,

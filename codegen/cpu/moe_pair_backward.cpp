@@ -11,18 +11,20 @@ namespace {
 
 using B = MoeBuffer;
 
-// Scratch, in bytes: dO and dH of the task's panels as pairs, sums, turned
-// blocks of two matrices, combine weights and their gradient.
+// Scratch, in bytes: dO and dH of the task's panels as pairs, dA' and dX,
+// turned blocks of two matrices, combine weights and their gradient.
 struct Layout {
-  int64_t g = 0, up, gate, sums, turned, turned_gate, w, dw, end;
+  int64_t g = 0, up, gate, sums, dx, turned, turned_gate, w, dw, end;
   explicit Layout(const MoeSpec& s) {
     const int64_t slot = 2 * pair_planes(s), slots = pair_task_slots(s);
-    const int64_t h = slots * slot * pair_padded(s.hidden);
+    const int64_t h = slots * slot * pair_padded(pair_features(s));
     up = g + slots * slot * pair_padded(s.dim);
     gate = up + h;
     sums = gate + (is_gated(s.activation) ? h : 0);
-    turned = sums + PairExperts::kBlock;
-    const int64_t rows = std::max(pair_padded(s.dim), pair_padded(s.hidden));
+    dx = sums + PairExperts::kBlock;
+    turned = dx + pair_sums_bytes(s);
+    const int64_t rows =
+        std::max(pair_padded(s.dim), pair_padded(pair_features(s)));
     turned_gate = turned + kPairStep * slot * rows;
     w = turned_gate + kPairStep * slot * rows;
     dw = w + slots * 4;
@@ -33,7 +35,7 @@ struct Layout {
 struct Hidden : PairExperts {
   // hidden(C, H, dH, A, Pu, Pg, w, dw, rows): from dA' of a block of features
   // dw += <dA', A>, A = w A, dH, and dH again as pairs.
-  Fn block() {
+  Fn hidden_block() {
     std::vector<Ty> params(8, Ty::Ptr);
     params.push_back(Ty::I64);
     return e.define("hidden", params, [&](const Vs& a) {
@@ -98,19 +100,21 @@ struct Hidden : PairExperts {
 
   // turn(W, dst): dst[column][row], rows padded, of 32 columns of a matrix.
   Fn turn(int64_t rows, int64_t columns, int64_t stride) {
-    std::string name =
-        "turn" + std::to_string(rows) + "_" + std::to_string(columns);
+    std::string name = "turn" + std::to_string(rows) + "_" +
+                       std::to_string(columns) + "_" + std::to_string(stride);
     return e.define(name, {Ty::Ptr, Ty::Ptr}, [&, rows](const Vs& a) {
       pack_transposed(e, {a[0], stride, e.i(rows), columns, planes, kPairStep},
                       e.i(0), e.i(pair_padded(rows)), a[1],
                       2 * planes * pair_padded(rows));
     });
   }
-  // The same for the columns from `first` of a [rows, columns] matrix.
-  void call_turn(int64_t rows, int64_t columns, V w, V first, V dst) {
+  // The same for the columns from `first` of a matrix with rows of `stride`,
+  // of which `columns` exist.
+  void call_turn(int64_t rows, int64_t columns, int64_t stride, V w, V first,
+                 V dst) {
     const int64_t whole = columns / kPairStep * kPairStep;
     Vs args{e.at(w, first, size), dst};
-    auto run = [&](int64_t n) { e.call(turn(rows, n, columns), args); };
+    auto run = [&](int64_t n) { e.call(turn(rows, n, stride), args); };
     if (whole == columns) return run(kPairStep);
     if (!whole) return run(columns);
     e.if_(
@@ -165,35 +169,46 @@ struct Hidden : PairExperts {
       start(t, first, valid, g, e.at(part(at.w), first),
             e.at(part(at.dw), first));
     });
-    for_blocks(s.hidden, [&](V f, V rows) {
-      call_turn(s.dim, s.hidden, w_down, f, turned);
-      for_panels(t.count, [&](V first, V, V number) {
-        e.call(product(dim, false),
-               {turned, panel(at.g, number, x_panel), sums, e.i(dim)});
-        V h = e.add(e.mul(e.add(t.panel, number), s.hidden_rows()), f);
-        V a = e.add(e.mul(e.add(t.panel, number), s.hidden), f);
-        V f_at = e.mul(f, 64 * planes);
-        V up = e.at(panel(at.up, number, h_panel), f_at, 1);
-        V gate = gated ? e.at(panel(at.gate, number, h_panel), f_at, 1) : up;
-        e.call(block(),
-               {sums, saved_row(h), left_row(B::DHidden, h),
-                left_row(B::Activated, a), up, gate, e.at(part(at.w), first),
-                e.at(part(at.dw), first), rows});
+    for_features([&](V from, int64_t width) {
+      for_blocks(width, [&](V block, V rows) {
+        call_turn(s.dim, width, s.hidden, e.at(w_down, from, size), block,
+                  turned);
+        V f = e.add(from, block);
+        for_panels(t.count, [&](V first, V, V number) {
+          e.call(product(dim, false),
+                 {turned, panel(at.g, number, x_panel), sums, e.i(dim)});
+          V h = e.add(e.mul(e.add(t.panel, number), s.hidden_rows()), f);
+          V a = e.add(e.mul(e.add(t.panel, number), s.hidden), f);
+          V pairs = e.mul(block, 64 * planes);
+          V up = e.at(panel(at.up, number, h_panel), pairs, 1);
+          V gate = gated ? e.at(panel(at.gate, number, h_panel), pairs, 1) : up;
+          e.call(hidden_block(),
+                 {sums, saved_row(h), left_row(B::DHidden, h),
+                  left_row(B::Activated, a), up, gate, e.at(part(at.w), first),
+                  e.at(part(at.dw), first), rows});
+        });
       });
-    });
-    for_blocks(s.dim, [&](V c, V) {
-      call_turn(s.hidden, s.dim, w_up, c, turned);
-      if (gated) call_turn(s.hidden, s.dim, w_gate, c, part(at.turned_gate));
-      for_panels(t.count, [&](V first, V valid, V number) {
-        e.call(product(hidden, false),
-               {turned, panel(at.up, number, h_panel), sums, e.i(hidden)});
+      const int64_t k = pair_padded(width);
+      V rows = e.mul(from, s.dim);
+      for_blocks(s.dim, [&](V c, V) {
+        call_turn(width, s.dim, s.dim, e.at(w_up, rows, size), c, turned);
         if (gated)
-          e.call(product(hidden, true),
-                 {part(at.turned_gate), panel(at.gate, number, h_panel), sums,
-                  e.i(hidden)});
-        V to = e.add(e.mul(e.add(t.slot, first), s.dim), c);
-        call_flip(s.dim, c, false, s.dim,
-                  {sums, sums, element(B::Rows, to), valid});
+          call_turn(width, s.dim, s.dim, e.at(w_gate, rows, size), c,
+                    part(at.turned_gate));
+        for_panels(t.count, [&](V first, V valid, V number) {
+          V dx = sum_block(part(at.dx), number, c);
+          add_product(from, k,
+                      {turned, panel(at.up, number, h_panel), dx, e.i(k)});
+          if (gated)
+            e.call(product(k, true),
+                   {part(at.turned_gate), panel(at.gate, number, h_panel), dx,
+                    e.i(k)});
+          V to = e.add(e.mul(e.add(t.slot, first), s.dim), c);
+          if_last(from, width, [&] {
+            call_flip(s.dim, c, false, s.dim,
+                      {dx, dx, element(B::Rows, to), valid});
+          });
+        });
       });
     });
     e.loop(e.i(0), t.count, 1, [&](V i) {
