@@ -42,12 +42,12 @@ int64_t moe_activated_bytes(const MoeSpec& s) {
 }
 
 int64_t pair_features(const MoeSpec& s) {
-  return s.bf16 ? s.hidden : std::min<int64_t>(s.hidden, 256);
+  return s.bf16 ? s.hidden : std::min<int64_t>(s.hidden, 128);
 }
 
 int64_t pair_task_slots(const MoeSpec& s) {
   // a task splits the weights anew: as many slots as leave its operands in L2
-  constexpr int64_t kBytes = 1400 << 10, kMost = 256;
+  constexpr int64_t kBytes = 1700 << 10, kMost = 256;
   if (s.bf16) return kMost;
   const int64_t operands = s.dim + 2 * pair_features(s);
   const int64_t slot = 2 * kSplitPlanes * operands + 4 * s.dim;
