@@ -10,8 +10,9 @@ namespace {
 
 using B = MoeBuffer;
 
-constexpr int64_t kColumns = 128;  // channels of a task
-constexpr int64_t kBlocks = kColumns / kPairStep;
+// Channels of a task: many where the features' rows are long, since each task
+// reads those of all features.
+int64_t most_channels(const MoeSpec& s) { return s.bf16 ? 128 : 256; }
 // Most slots gathered at a time.
 int64_t most_gathered(const MoeSpec& s) { return s.bf16 ? 1024 : 512; }
 
@@ -20,13 +21,33 @@ int64_t most_gathered(const MoeSpec& s) { return s.bf16 ? 1024 : 512; }
 struct WeightLayout {
   int64_t r = 0, sums, end;
   explicit WeightLayout(const MoeSpec& s)
-      : sums(r + most_gathered(s) * kColumns * 2 * pair_planes(s)),
-        end(sums + pair_padded(s.hidden) / kPairStep * kBlocks *
-                       PairExperts::kBlock) {}
+      : sums(r + most_gathered(s) * most_channels(s) * 2 * pair_planes(s)),
+        end(sums + pair_padded(s.hidden) / kPairStep * most_channels(s) /
+                       kPairStep * PairExperts::kBlock) {}
 };
 
 struct Weights : PairExperts {
-  const int64_t gathered = most_gathered(s);
+  const int64_t gathered = most_gathered(s), channels = most_channels(s);
+
+  // Pairs of two f32 rows, the second of zeros unless it exists; `line` gives
+  // the place of a block of 32 channels.
+  void split_rows(V first, V second, V exists, int64_t width,
+                  const std::function<V(V c)>& line) {
+    const int L = e.lanes();
+    auto block = [&](V c, int64_t n) {
+      V at = line(c);
+      for (int64_t k = 0; k < kPairStep; k += L) {
+        V mask = n - k < L ? e.mask(e.i(n - k)) : nullptr;
+        V low = e.vload(dtype, e.at(e.at(first, c), k), mask);
+        V high = e.vload(dtype, e.at(e.at(second, c), k), mask);
+        high = e.select(exists, high, e.f(0));
+        store_pairs(in_planes(low), in_planes(high), e.at(at, k));
+      }
+    };
+    const int64_t whole = width / kPairStep * kPairStep;
+    e.loop(e.i(0), e.i(whole), kPairStep, [&](V c) { block(c, kPairStep); });
+    if (whole < width) block(e.i(whole), width - whole);
+  }
 
   // collect(src, perm, n, R): `width` channels of n rows, in pairs of rows, up
   // to a multiple of 32 rows.
@@ -45,32 +66,26 @@ struct Weights : PairExperts {
             V token = e.udiv(e.zext(choice, Ty::I64), e.i(s.top_k));
             return e.at(a[0], e.mul(token, s.dim), size);
           };
-          auto to = [&](V slot, int64_t c) {
+          auto to = [&](V slot, V c) {
             V step = e.mul(e.and_(slot, e.i(-kPairStep)), planes);
             V line = e.add(step, e.and_(slot, e.i(kPairStep - 1)));
             V pair = e.at(a[3], e.mul(line, kPairStep / 2));
-            return e.at(pair, c * gathered * planes / 2);
+            return e.at(pair, e.mul(c, gathered * planes / 2));
           };
           e.loop(e.i(0), a[2], 2, [&](V slot) {
             V next = e.add(slot, 1), exists = e.splat(e.lt(next, a[2]), 2 * L);
             V first = row(slot), second = row(next);
-            for (int64_t c = 0; c < pair_padded(width) && planes > 1; c += L) {
-              V mask = width - c < L ? e.mask(e.i(width - c)) : nullptr;
-              V low = e.vload(dtype, e.at(first, c), mask);
-              V high = e.vload(dtype, e.at(second, c), mask);
-              high = e.select(e.splat(e.lt(next, a[2])), high, e.f(0));
-              V line = to(slot, c / kPairStep * kPairStep);
-              store_pairs(in_planes(low), in_planes(high),
-                          e.at(line, c % kPairStep));
-            }
-            for (int64_t c = 0; c < width && planes == 1; c += kPairStep) {
+            if (planes > 1)
+              return split_rows(first, second, e.splat(e.lt(next, a[2])), width,
+                                [&](V c) { return to(slot, c); });
+            for (int64_t c = 0; c < width; c += kPairStep) {
               V mask = width - c < kPairStep ? e.mask(e.i(width - c), 2 * L)
                                              : nullptr;
               V x = e.load_raw(Ty::I16, e.at(first, c, 2), 2 * L, 2, mask);
               V y = e.load_raw(Ty::I16, e.at(second, c, 2), 2 * L, 2, mask);
               y = e.select(exists, y, e.zero(Ty::I16, 2 * L));
-              e.store_raw(e.shuffle(x, y, low), to(slot, c), 64);
-              e.store_raw(e.shuffle(x, y, high), e.at(to(slot, c), L), 64);
+              e.store_raw(e.shuffle(x, y, low), to(slot, e.i(c)), 64);
+              e.store_raw(e.shuffle(x, y, high), e.at(to(slot, e.i(c)), L), 64);
             }
           });
           V from = e.and_(e.add(a[2], 1), e.i(-2));
@@ -79,7 +94,7 @@ struct Weights : PairExperts {
             V odd = e.mul(e.and_(slot, e.i(1)), L);
             for (int64_t c = 0; c < width; c += kPairStep)
               for (int i = 0; i < planes; ++i) {
-                V line = e.at(to(e.and_(slot, e.i(-2)), c), odd);
+                V line = e.at(to(e.and_(slot, e.i(-2)), e.i(c)), odd);
                 e.store_raw(e.zero(Ty::I32, 0),
                             e.at(line, i * kPairStep * kPairStep / 2), 64);
               }
@@ -147,7 +162,7 @@ struct Weights : PairExperts {
     V g =
         left_row(p.product, e.add(e.mul(t.panel, p.feature_rows), p.first_row));
     V weight = element(p.weight, e.mul(expert, s.hidden * s.dim));
-    V left = e.min(e.sub(e.i(s.dim), column), e.i(kColumns));
+    V left = e.min(e.sub(e.i(s.dim), column), e.i(channels));
     if (s.bias && down)
       column_sums(t, column, left,
                   element(p.bias, e.add(e.mul(expert, s.dim), column)));
@@ -175,14 +190,17 @@ struct Weights : PairExperts {
         V a = e.at(g, e.add(e.mul(from, p.feature_rows), e.mul(f, kPanel)),
                    2 * planes);
         e.loop(e.i(0), left, kPairStep, [&](V c) {
-          V number =
-              e.add(e.mul(e.lshr(f, e.i(5)), kBlocks), e.lshr(c, e.i(5)));
-          V sums = e.at(part(at.sums), e.mul(number, kBlock), 1);
+          V number = e.add(e.mul(e.lshr(f, e.i(5)), (channels / kPairStep)),
+                           e.lshr(c, e.i(5)));
+          // sums that are done at once stay where they are
+          V kept = e.select(e.eq(chunks, e.i(1)), e.i(0), number);
+          V sums = e.at(part(at.sums), e.mul(kept, kBlock), 1);
           V r = e.at(part(at.r), e.mul(c, gathered * 2 * planes), 1);
           const int64_t step = p.feature_rows * kPanel;
           // the next features' rows, shared out among the blocks of channels
           const int64_t lines =
-              e.target().amx_bf16 ? kPairStep * planes / kBlocks : 0;
+              e.target().amx_bf16 ? kPairStep * planes / (channels / kPairStep)
+                                  : 0;
           V next = e.at(a, kPairStep * kPanel, 2 * planes);
           next = e.at(next, e.mul(e.lshr(c, e.i(5)), lines * 64), 1);
           Vs args{a, r, sums, k};
@@ -202,10 +220,10 @@ struct Weights : PairExperts {
 
   // f(width) with the static number of channels of this task.
   void by_width(const std::function<void(int64_t)>& f, V left) {
-    const int64_t tail = s.dim % kColumns;
-    if (!tail) return f(kColumns);
-    if (s.dim < kColumns) return f(tail);
-    e.if_(e.eq(left, e.i(kColumns)), [&] { f(kColumns); }, [&] { f(tail); });
+    const int64_t tail = s.dim % channels;
+    if (!tail) return f(channels);
+    if (s.dim < channels) return f(tail);
+    e.if_(e.eq(left, e.i(channels)), [&] { f(channels); }, [&] { f(tail); });
   }
 
   void store(bool down, V weight, V f, V rows_here, V column, V c, V sums,
@@ -228,10 +246,10 @@ struct Weights : PairExperts {
   }
 
   void kernel() {
-    const int64_t blocks = (s.dim + kColumns - 1) / kColumns;
+    const int64_t blocks = (s.dim + channels - 1) / channels;
     V which = e.rem(e.task(), e.i(expert_weights(s)));
     V rest = e.div(e.task(), e.i(expert_weights(s)));
-    V column = e.mul(e.rem(rest, e.i(blocks)), kColumns);
+    V column = e.mul(e.rem(rest, e.i(blocks)), channels);
     V expert = e.div(rest, e.i(blocks));
     for (int i = 0; i < expert_weights(s); ++i)
       e.if_(e.eq(which, e.i(i)), [&] { task(i, expert, column); });
@@ -248,8 +266,9 @@ MoeLaunch moe_pair_weights(const MoeSpec& s) {
                B::Activated, B::SlotWeights, B::DUp,      B::DGate, B::DDown,
                B::DBiasUp,   B::DBiasGate,   B::DBiasDown};
   l.spec.key = moe_key("moe weights_grad", s);
-  l.spec.tasks =
-      s.experts * ((s.dim + kColumns - 1) / kColumns) * expert_weights(s);
+  l.spec.tasks = s.experts *
+                 ((s.dim + most_channels(s) - 1) / most_channels(s)) *
+                 expert_weights(s);
   l.spec.scratch_bytes = WeightLayout(s).end;
   l.spec.flops = product * rows;
   l.spec.bytes = double(s.bf16 ? 2 : 4) *
