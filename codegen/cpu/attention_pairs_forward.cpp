@@ -154,6 +154,14 @@ struct Forward {
       auto weight = [&](V at) {
         return exp2_coarse(e, e.fma(e.vload(DType::F32, at), factor, down));
       };
+      // dropout needs f32 weights
+      const bool integer = e.target().vbmi && !drop;
+      V steps = e.splat(e.f(pair_factor(s) * kPowerSteps));
+      V origin = integer ? power_origin(e, down) : nullptr;
+      V ones = e.splat(e.i32(0x3f803f80));
+      auto power = [&](V at) {
+        return e.fma(e.vload(DType::F32, at), steps, origin);
+      };
       Vs sums = {e.mul(e.vload(DType::F32, stat(kSum)), alpha),
                  e.zero(Ty::F32, 0)};
       sums = e.loop(e.i(0), a[3], 4, sums, [&](V k, Vs sums) {
@@ -161,6 +169,15 @@ struct Forward {
           to = e.at(a[1], e.mul(k, ld / 2), 1);
         V keep = drop ? e.at(a[5], e.mul(k, ld), 1) : nullptr;
         Vs x;
+        for (int u = 0; integer && u < 2; ++u) {  // their sums as rounded
+          auto row = [&](int r) {
+            return power(e.at(from, (2 * u + r) * ld, 1));
+          };
+          V pair = power_pair(e, row(0), row(1));
+          sums[u] = e.dpbf16(sums[u], pair, ones);
+          e.store_raw(pair, e.at(to, u * ld, 1), 4);
+        }
+        if (integer) return sums;
         for (int u = 0; u < 4; ++u) x.push_back(weight(e.at(from, u * ld, 1)));
         sums[0] = e.add(sums[0], e.add(x[0], x[1]));
         sums[1] = e.add(sums[1], e.add(x[2], x[3]));

@@ -263,6 +263,21 @@ V Emit::scale_power(V x, V n) {
   return b.CreateIntrinsic(Intrinsic::x86_avx512_mask_scalef_ps_512, {},
                            {x, n, x, b.getInt16(0xffff), b.getInt32(4)});
 }
+V Emit::lookup(const std::vector<int64_t>& table, V at) {
+  auto& b = p_->b;
+  Type* bytes = FixedVectorType::get(b.getInt8Ty(), 64);
+  V all = b.CreateIntrinsic(Intrinsic::x86_avx512_permvar_qi_512, {},
+                            {vec(Ty::I8, table), b.CreateBitCast(at, bytes)});
+  std::vector<Constant*> low;
+  for (int k = 0; k < 64; ++k) low.push_back(b.getInt1(k % 2 == 0));
+  all = b.CreateSelect(ConstantVector::get(low), all,
+                       Constant::getNullValue(bytes));
+  return b.CreateBitCast(all, at->getType());
+}
+V Emit::sub_floor(V x, V y) {
+  p_->match(x, y);
+  return p_->b.CreateBinaryIntrinsic(Intrinsic::usub_sat, x, y);
+}
 V Emit::is_nan(V v) { return p_->b.CreateFCmpUNO(v, v); }
 
 V Emit::mulhi_u32(V x, V y) {

@@ -93,7 +93,9 @@ class Emit {
   // Only where target().avx512, on vectors of lanes().
   V fraction(V);            // x - floor(x); 0 for infinities
   V scale_power(V x, V n);  // x * 2^floor(n); 0 for n = -inf
-  V and_(V, V);             // integer or i1
+  // Element i is table[at[i] % 64] for i16 vectors; only where target().vbmi.
+  V lookup(const std::vector<int64_t>& table, V at);
+  V and_(V, V);  // integer or i1
   V or_(V, V);
   V xor_(V, V);
   V not_(V);
@@ -101,6 +103,7 @@ class Emit {
   V lshr(V, V);
   V ashr(V, V);
   V mulhi_u32(V, V);  // high 32 bits of the 64-bit product of u32
+  V sub_floor(V, V);  // unsigned; 0 instead of what is below
   // Convenience with constants.
   V add(V, int64_t);
   V mul(V, int64_t);

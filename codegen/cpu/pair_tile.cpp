@@ -1,6 +1,7 @@
 #include "codegen/cpu/pair_tile.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "codegen/cpu/lane_tile.h"
 #include "codegen/cpu/split_f32.h"
@@ -385,6 +386,45 @@ V exp2_coarse(Emit& e, V x) {
   V p = polynomial(e.sub(x, e.sub(t, magic)),
                    {0.05517167, 0.24261113, 0.69326099, 0.99992807});
   return e.mul(p, e.bits(e.shl(e.bits(t, Ty::I32), e.i32(23)), Ty::F32));
+}
+
+namespace {
+
+// The integer n in the low half of the f32 with the unit 1: there it is the
+// exponent field in its high bits and kPowerSteps steps to the next below.
+constexpr double kIntegers = 12582912;  // 1.5 * 2^23
+constexpr int kPowerBits = 9, kBf16Bits = 7;
+static_assert(kPowerSteps == 1 << kPowerBits);
+
+}  // namespace
+
+V power_origin(Emit& e, V b) {
+  constexpr int half = 1 << (kPowerBits - kBf16Bits - 1);  // rounds
+  V n = e.fma(b, e.f(kPowerSteps), e.f(kIntegers + 127 * kPowerSteps + half));
+  // so large that rounding could raise it past 16 bits: lower it by more
+  constexpr double kLarge = 1 << 30, kShare = 1.0 / (1 << 22);
+  V past = e.max(e.fma(e.abs(b), e.f(kPowerSteps), e.f(-kLarge)), e.f(0));
+  return e.fma(past, e.f(-kShare), n);
+}
+
+V power_pair(Emit& e, V low, V high) {
+  auto shifted = [&](V x, int n) {
+    return e.lshr(x, e.vec(Ty::I16, std::vector<int64_t>(32, n)));
+  };
+  auto integer = [&](V x) { return e.bits(e.max(x, e.f(kIntegers)), Ty::I32); };
+  // what is not the integer is the same in all
+  V low_half = e.xor_(integer(low), e.bits(e.f(kIntegers), Ty::I32));
+  V n = e.or_(e.shl(integer(high), e.i32(16)), low_half);
+  n = e.revector(n, Ty::I16);
+  // 1 + f stands for 2^f until here: less what that is too much
+  std::vector<int64_t> excess;
+  for (int k = 0; k < 64; ++k) {
+    double f = (k + 0.2) / 64;  // fitted, so that the errors' mean is 0
+    excess.push_back(std::lround((1 + f - std::exp2(f)) * kPowerSteps + 0.5));
+  }
+  V at = shifted(n, kPowerBits - 6);
+  n = e.sub_floor(n, e.lookup(excess, at));
+  return e.revector(shifted(n, kPowerBits - kBf16Bits), Ty::I32);
 }
 
 V round_pair(Emit& e, V low, V high) {

@@ -63,6 +63,7 @@ Target make_target(std::string_view level) {
     std::sort(list.begin(), list.end());
     for (auto& f : list) t.features += (t.features.empty() ? "" : ",") + f;
     rank = runs_v4(host) ? 4 : runs_v3(host) ? 3 : 1;
+    t.vbmi = rank == 4 && has(host, {"avx512vbmi"});
     t.bf16_dot = rank == 4 && has(host, {"avx512bf16"});
     t.amx_bf16 = level == "native" && t.bf16_dot &&
                  has(host, {"amx-tile", "amx-bf16"}) && obtain_tiles();

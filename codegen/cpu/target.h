@@ -16,6 +16,7 @@ struct Target {
   bool fma = false;       // fused multiply-add; else emitted as mul + add
   bool f16c = false;      // f16 <-> f32 conversion instructions
   bool avx512 = false;    // 512-bit vectors with mask registers
+  bool vbmi = false;      // permutes bytes of a 512-bit vector
   bool bf16_dot = false;  // vdpbf16ps and vcvtneps2bf16 on 512-bit vectors
   bool amx_bf16 = false;  // bf16 tiles, and leave from the system to use them
 

@@ -163,7 +163,8 @@ void check(const Target& t, AttentionSpec s) {
   p.run(lib);
   Reference r = reference(p);
   CHECK(relative_error(r.o, p.o) < (s.bf16 ? 4e-3 : 2e-6));
-  CHECK(relative_error(r.lse, p.lse) < (s.bf16 ? 5e-5 : 2e-6));
+  // of bf16 it is the sum of the weights as they are rounded
+  CHECK(relative_error(r.lse, p.lse) < (s.bf16 ? 5e-4 : 2e-6));
   CHECK(relative_error(r.dq, p.dq) < (s.bf16 ? 8e-3 : 5e-6));
   CHECK(relative_error(r.dk, p.dk) < (s.bf16 ? 8e-3 : 5e-6));
   CHECK(relative_error(r.dv, p.dv) < (s.bf16 ? 8e-3 : 5e-6));

@@ -186,5 +186,65 @@ TEST_CASE("powers of two of the fused kernels") {
     }
 }
 
+TEST_CASE("powers of two as bf16 pairs") {
+  for (const Target& t : test_targets()) {
+    if (!t.vbmi) continue;
+    CAPTURE(t.level);
+    // a large argument less an equal one
+    for (float large : {1e3f, 1e6f, 3e7f, 1e9f, 1e20f}) {
+      std::vector<float> x(32, large);
+      std::vector<uint16_t> y(32);
+      run_kernel(t,
+                 [&](Emit& e) {
+                   V origin = power_origin(e, e.splat(e.f(-large)));
+                   V at = e.fma(e.vload(DType::F32, e.buffer(0)),
+                                e.f(kPowerSteps), origin);
+                   e.store_raw(power_pair(e, at, at), e.buffer(1), 2);
+                 },
+                 {x.data(), y.data()});
+      CHECK(bf16_to_f32(y[0]) <= 1.01f);
+      if (large < 1e8f) CHECK(bf16_to_f32(y[0]) > (large < 1e5f ? 0.99 : 5e-3));
+    }
+    const double a = 0.37, b = -3;
+    std::vector<float> in;
+    std::vector<uint16_t> out(16384);
+    for (size_t k = 0; k < out.size(); ++k)
+      in.push_back(float((3 - double(k % 8191) * 0.01517) / a));
+    in[0] = -INFINITY, in[1] = -1e30f, in[2] = -600, in[3] = NAN;
+    run_kernel(t,
+               [&](Emit& e) {
+                 V factor = e.f(a * kPowerSteps);
+                 V origin = power_origin(e, e.splat(e.f(b)));
+                 e.loop(e.i(0), e.i(int64_t(in.size())), 32, [&](V k) {
+                   auto argument = [&](int from) {
+                     V x =
+                         e.vload(DType::F32, e.at(e.at(e.buffer(0), k), from));
+                     return e.fma(x, factor, origin);
+                   };
+                   V pairs = power_pair(e, argument(0), argument(16));
+                   e.store_raw(pairs, e.at(e.buffer(1), k, 2), 2);
+                 });
+               },
+               {in.data(), out.data()});
+    double worst = 0, mean = 0, square = 0;
+    for (size_t k = 0; k < out.size(); ++k) {
+      // pairs hold an element of either half
+      size_t in_row = k % 32 / 2 + k % 2 * 16, at = k / 32 * 32 + in_row;
+      float y = bf16_to_f32(out[k]);
+      if (at < 4) {
+        CHECK(y == 0);
+        continue;
+      }
+      double error = double(y) / std::exp2(a * double(in[at]) + b) - 1;
+      worst = std::max(worst, std::fabs(error));
+      mean += error / double(out.size());
+      square += error * error / double(out.size());
+    }
+    CHECK(worst < 6.4e-3);
+    CHECK(std::fabs(mean) < 1e-4);
+    CHECK(std::sqrt(square) < 1.9e-3);
+  }
+}
+
 }  // namespace
 }  // namespace moec
