@@ -98,10 +98,9 @@ struct MoeLaunch {
   std::vector<int> more = {};  // the node's, after those
 };
 
-// Bytes of what is saved, of its gradient, of the weighted activations and of
+// Bytes of what is saved or its gradient, of the weighted activations and of
 // one packed matrix of all experts, 0 where none is packed.
 int64_t moe_saved_bytes(const MoeSpec&);
-int64_t moe_hidden_grad_bytes(const MoeSpec&);
 int64_t moe_activated_bytes(const MoeSpec&);
 int64_t moe_packed_bytes(const MoeSpec&, MoeBuffer);
 // Whether the target has kernels for bf16 operands, and whether f32 operands

@@ -19,26 +19,21 @@ bool weights_fit(const MoeSpec& s) {
 
 bool pairs(const MoeSpec& s) { return s.bf16 || s.split; }
 
-// Bytes of left operands with `rows` rows a panel; tiles of the last rows of a
-// panel read on into what follows.
-int64_t left_bytes(const MoeSpec& s, int64_t rows) {
-  return pair_planes(s) * (pair_panels(s) * rows * 64 + 2048);
+// Bytes of 32 slots in `rows` rows a panel; tiles of the last rows of a panel
+// read on into what follows.
+int64_t panel_rows_bytes(const MoeSpec& s, int64_t rows) {
+  return pair_panels(s) * rows * PairExperts::kPanel * (s.bf16 ? 2 : 4) + 2048;
 }
 
 }  // namespace
 
 int64_t moe_saved_bytes(const MoeSpec& s) {
-  if (!pairs(s)) return 4 * s.saved();
-  return pair_panels(s) * s.hidden_rows() * PairExperts::kPanel *
-         (s.bf16 ? 2 : 4);
-}
-
-int64_t moe_hidden_grad_bytes(const MoeSpec& s) {
-  return pairs(s) ? left_bytes(s, s.hidden_rows()) : 4 * s.saved();
+  return pairs(s) ? panel_rows_bytes(s, s.hidden_rows()) : 4 * s.saved();
 }
 
 int64_t moe_activated_bytes(const MoeSpec& s) {
-  return pairs(s) ? left_bytes(s, s.hidden) : 4 * s.padded_slots() * s.hidden;
+  return pairs(s) ? panel_rows_bytes(s, s.hidden)
+                  : 4 * s.padded_slots() * s.hidden;
 }
 
 int64_t pair_features(const MoeSpec& s) {
@@ -102,12 +97,14 @@ void PairExperts::zero_rows(V pairs, V from) {
   });
 }
 
-void PairExperts::store_left(const Vs& low, const Vs& high, V to, V mask) {
-  for (int i = 0; i < planes; ++i) {
-    V x =
-        planes > 1 ? join_row(e, low[i], high[i]) : e.to_bf16(low[i], high[i]);
-    e.store_raw(x, e.at(to, i * kPanel, 2), mask ? 2 : 64, mask);
-  }
+void PairExperts::store_row(V low, V high, V to, V exists) {
+  const int L = e.lanes();
+  if (s.bf16)
+    return e.store_raw(e.to_bf16(low, high), to, exists ? 2 : 64,
+                       exists ? e.splat(exists, 2 * L) : nullptr);
+  V mask = exists ? e.splat(exists) : nullptr;
+  e.store_raw(low, to, exists ? 4 : 64, mask);
+  e.store_raw(high, e.at(to, L), exists ? 4 : 64, mask);
 }
 
 void PairExperts::store_pairs(const Vs& low, const Vs& high, V to) {
@@ -163,19 +160,13 @@ void PairExperts::if_last(V from, int64_t width,
   e.if_(e.eq(from, e.i(s.hidden - width)), f);
 }
 
-Fn PairExperts::product(int64_t width, bool accumulate, int64_t a_step,
-                        int64_t ahead) {
+Fn PairExperts::product(int64_t width, bool accumulate, int64_t a_step) {
   std::string name = "product" + std::to_string(width) + "_" +
                      std::to_string(a_step) + (accumulate ? "add" : "");
   const int64_t left = 2 * planes;  // bytes of an element
   if (!a_step) a_step = kPairStep;
-  std::vector<Ty> params = {Ty::Ptr, Ty::Ptr, Ty::Ptr, Ty::I64, Ty::Ptr};
-  if (!ahead) params.pop_back();
+  std::vector<Ty> params = {Ty::Ptr, Ty::Ptr, Ty::Ptr, Ty::I64};
   return e.define(name, params, [&](const Vs& a) {
-    auto fetch = [&](V k) {
-      V from = e.at(a[4], e.mul(k, a_step / kPairStep), left);
-      for (int64_t i = 0; i < ahead; ++i) e.prefetch(e.at(from, i * 64, 1), 2);
-    };
     pair_product(e,
                  {.a = a[0],
                   .lda = left * width,
@@ -184,7 +175,6 @@ Fn PairExperts::product(int64_t width, bool accumulate, int64_t a_step,
                   .c = a[2],
                   .ldc = 4 * kPanel,
                   .a_step = left * a_step,
-                  .beside = ahead ? fetch : std::function<void(V)>(),
                   .planes = planes},
                  e.i(kPairStep), a[3], accumulate);
   });
@@ -395,7 +385,7 @@ struct Forward : PairExperts {
         V a = e.add(e.mul(number, h_panel), e.mul(block, 64 * planes));
         e.call(activations(),
                {c, element(B::BiasUp, at_bias), element(B::BiasGate, at_bias),
-                saved_row(saved), e.at(part(at.a), a, 1), rows});
+                this->row(B::Saved, saved), e.at(part(at.a), a, 1), rows});
       });
     });
   }

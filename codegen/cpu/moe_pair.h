@@ -41,18 +41,13 @@ struct PairExperts {
   V part(int64_t offset) { return e.at(e.scratch(), offset, 1); }
   // Element `index` of a buffer of the dtype.
   V element(MoeBuffer b, V index) { return e.at(buffer(b), index, size); }
-  // Where row `row` of 32 slots begins in H or its gradient.
-  V saved_row(V row) { return element(MoeBuffer::Saved, e.mul(row, kPanel)); }
-  // The same in a buffer of products' left operands.
-  V left_row(MoeBuffer b, V row) {
-    return e.at(buffer(b), e.mul(row, kPanel), 2 * planes);
-  }
-  // Values of the dtype as the next product's operand: 32 slots of a row in two
-  // vectors, and two rows' pairs of lanes() slots.
-  void store_left(const Vs& planes_of_low, const Vs& planes_of_high, V to,
-                  V mask);
+  // Where row `row` of 32 slots begins.
+  V row(MoeBuffer b, V row) { return element(b, e.mul(row, kPanel)); }
+  // 32 slots of a row in two vectors, and as the next product's operand two
+  // rows' pairs of lanes() slots.
+  void store_row(V low, V high, V to, V exists);
   void store_pairs(const Vs& low, const Vs& high, V to);
-  // What those two take: f32 in planes.
+  // What the latter takes: f32 in planes.
   Vs in_planes(V x) { return planes > 1 ? split_f32(e, x) : Vs{x}; }
   // f(first slot, how many exist, number) for each panel of `count` slots.
   void for_panels(V count, const std::function<void(V, V, V)>& f);
@@ -78,10 +73,7 @@ struct PairExperts {
   V weight_rows(V weight, V rows, int64_t columns, int64_t stride, V dst);
   // product(A, B, C, k): 32 x 32 of C (+)= A B; B has 32 lanes. A's rows are
   // `width` elements apart, or are panels of 32 slots a_step elements apart.
-  // With `ahead`, a fifth argument: so many lines from there on are asked for
-  // with every step of A.
-  Fn product(int64_t width, bool accumulate, int64_t a_step = 0,
-             int64_t ahead = 0);
+  Fn product(int64_t width, bool accumulate, int64_t a_step = 0);
   // flip(C, bias, dst, lanes): dst[lane][row] = C[row][lane] + bias[row] for
   // `rows` rows of C and the first `lanes` lanes; stride in elements.
   Fn flip(int rows, bool bias, int64_t stride);

@@ -58,13 +58,11 @@ struct Hidden : PairExperts {
             return e.vload(dtype, e.at(e.at(a[1], at, size), offset, size),
                            mask);
           };
-          auto store_line = [&](const Vs& low, const Vs& high, V base,
-                                int64_t offset) {
-            V to = e.at(e.at(base, at, 2 * planes), offset, 2 * planes);
-            store_left(low, high, to,
-                       exists ? e.splat(exists, 2 * L) : nullptr);
+          auto store_line = [&](const Vs& x, V base, int64_t offset) {
+            store_row(x[0], x[1], e.at(e.at(base, at, size), offset, size),
+                      exists);
           };
-          std::vector<Vs> value;
+          Vs value, by_up, by_gate;
           for (int j = 0; j < 2; ++j) {
             V da = e.vload(DType::F32, e.at(e.at(a[0], at), j * L), mask);
             ActivationGrad f = activate_grad(
@@ -72,13 +70,16 @@ struct Hidden : PairExperts {
                 load(j * L), s.bf16);
             dw[j] = e.fma(da, f.value, dw[j]);
             da = e.mul(da, w[j]);
-            value.push_back(in_planes(e.mul(f.value, w[j])));
-            up.push_back(in_planes(e.mul(da, f.by_up)));
-            if (gated) gate.push_back(in_planes(e.mul(da, f.by_gate)));
+            value.push_back(e.mul(f.value, w[j]));
+            by_up.push_back(e.mul(da, f.by_up));
+            up.push_back(in_planes(by_up[j]));
+            if (!gated) continue;
+            by_gate.push_back(e.mul(da, f.by_gate));
+            gate.push_back(in_planes(by_gate[j]));
           }
-          store_line(value[0], value[1], a[3], 0);
-          store_line(up[2 * q], up[2 * q + 1], a[2], 0);
-          if (gated) store_line(gate[2 * q], gate[2 * q + 1], a[2], to_gate);
+          store_line(value, a[3], 0);
+          store_line(by_up, a[2], 0);
+          if (gated) store_line(by_gate, a[2], to_gate);
         }
         V to = e.mul(row, kPanel / 2);
         for (int j = 0; j < 2; ++j) {
@@ -183,8 +184,8 @@ struct Hidden : PairExperts {
           V up = e.at(panel(at.up, number, h_panel), pairs, 1);
           V gate = gated ? e.at(panel(at.gate, number, h_panel), pairs, 1) : up;
           e.call(hidden_block(),
-                 {sums, saved_row(h), left_row(B::DHidden, h),
-                  left_row(B::Activated, a), up, gate, e.at(part(at.w), first),
+                 {sums, row(B::Saved, h), row(B::DHidden, h),
+                  row(B::Activated, a), up, gate, e.at(part(at.w), first),
                   e.at(part(at.dw), first), rows});
         });
       });

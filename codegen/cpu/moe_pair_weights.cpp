@@ -16,18 +16,24 @@ int64_t most_channels(const MoeSpec& s) { return s.bf16 ? 128 : 256; }
 // Most slots gathered at a time.
 int64_t most_gathered(const MoeSpec& s) { return s.bf16 ? 1024 : 512; }
 
+// Elements of a row of split features, an odd number of lines.
+int64_t strip_length(const MoeSpec& s) { return most_gathered(s) + kPairStep; }
+
 // Scratch, in bytes: gathered rows as pairs of slots, [block of 32 channels]
-// [pair][channel]; sums of all features by such blocks.
+// [pair][channel]; sums of all features by such blocks; 32 split features.
 struct WeightLayout {
-  int64_t r = 0, sums, end;
+  int64_t r = 0, sums, features, end;
   explicit WeightLayout(const MoeSpec& s)
       : sums(r + most_gathered(s) * most_channels(s) * 2 * pair_planes(s)),
-        end(sums + pair_padded(s.hidden) / kPairStep * most_channels(s) /
-                       kPairStep * PairExperts::kBlock) {}
+        features(sums + pair_padded(s.hidden) / kPairStep * most_channels(s) /
+                            kPairStep * PairExperts::kBlock),
+        end(features +
+            (s.bf16 ? 0 : kPairStep * 2 * kSplitPlanes * strip_length(s))) {}
 };
 
 struct Weights : PairExperts {
   const int64_t gathered = most_gathered(s), channels = most_channels(s);
+  const int64_t strip = strip_length(s);
 
   // Pairs of two f32 rows, the second of zeros unless it exists; `line` gives
   // the place of a block of 32 channels.
@@ -120,6 +126,26 @@ struct Weights : PairExperts {
         });
   }
 
+  // split(G, rows, n, dst): f32 rows of 32 features, [panel][feature][slot],
+  // as a left operand of n slots, whose rows are `strip` elements apart.
+  Fn split_strip(int64_t feature_rows) {
+    std::vector<Ty> params = {Ty::Ptr, Ty::I64, Ty::I64, Ty::Ptr};
+    return e.define(
+        "split" + std::to_string(feature_rows), params, [&](const Vs& a) {
+          e.loop(e.i(0), a[2], kPanel, [&](V slot) {
+            // the next features' rows follow
+            PairRows rows{e.at(a[0], e.mul(slot, feature_rows)),
+                          kPanel,
+                          a[1],
+                          kPanel,
+                          planes,
+                          kPairStep * kPanel};
+            pack_plain(e, rows, e.i(0), e.i(kPairStep),
+                       e.at(a[3], slot, 2 * planes), 2 * planes * strip);
+          });
+        });
+  }
+
   // dBias[feature] = sum of the feature's row over all panels, whose missing
   // slots are zero.
   void row_sums(V g, int64_t feature_rows, V n, V to) {
@@ -127,10 +153,10 @@ struct Weights : PairExperts {
       V sum =
           e.loop(e.i(0), n, kPanel, {e.zero(Ty::F32, 0)}, [&](V slot, Vs x) {
             V row = e.add(e.mul(slot, feature_rows), e.mul(f, kPanel));
-            V line = e.at(g, row, 2 * planes);
-            for (int j = 0; j < 2 * planes; ++j)
-              x[0] = e.add(x[0],
-                           e.vload(DType::BF16, e.at(line, j * e.lanes(), 2)));
+            for (int j = 0; j < 2; ++j) {
+              V at = e.at(e.at(g, row, size), j * e.lanes(), size);
+              x[0] = e.add(x[0], e.vload(dtype, at));
+            }
             return x;
           })[0];
       e.store(dtype, e.hsum(sum), e.at(to, f, size));
@@ -159,8 +185,7 @@ struct Weights : PairExperts {
     const bool down = which == 0;
     const WeightLayout at(s);
     ExpertTask t = whole_expert(e, cut(), buffer(B::Offsets), expert);
-    V g =
-        left_row(p.product, e.add(e.mul(t.panel, p.feature_rows), p.first_row));
+    V g = row(p.product, e.add(e.mul(t.panel, p.feature_rows), p.first_row));
     V weight = element(p.weight, e.mul(expert, s.hidden * s.dim));
     V left = e.min(e.sub(e.i(s.dim), column), e.i(channels));
     if (s.bias && down)
@@ -187,8 +212,13 @@ struct Weights : PairExperts {
           },
           left);
       for_blocks(s.hidden, [&](V f, V rows_here) {
-        V a = e.at(g, e.add(e.mul(from, p.feature_rows), e.mul(f, kPanel)),
-                   2 * planes);
+        V a =
+            e.at(g, e.add(e.mul(from, p.feature_rows), e.mul(f, kPanel)), size);
+        if (planes > 1) {
+          e.call(split_strip(p.feature_rows),
+                 {a, rows_here, k, part(at.features)});
+          a = part(at.features);
+        }
         e.loop(e.i(0), left, kPairStep, [&](V c) {
           V number = e.add(e.mul(e.lshr(f, e.i(5)), (channels / kPairStep)),
                            e.lshr(c, e.i(5)));
@@ -196,19 +226,16 @@ struct Weights : PairExperts {
           V kept = e.select(e.eq(chunks, e.i(1)), e.i(0), number);
           V sums = e.at(part(at.sums), e.mul(kept, kBlock), 1);
           V r = e.at(part(at.r), e.mul(c, gathered * 2 * planes), 1);
-          const int64_t step = p.feature_rows * kPanel;
-          // the next features' rows, shared out among the blocks of channels
-          const int64_t lines =
-              e.target().amx_bf16 ? kPairStep * planes / (channels / kPairStep)
-                                  : 0;
-          V next = e.at(a, kPairStep * kPanel, 2 * planes);
-          next = e.at(next, e.mul(e.lshr(c, e.i(5)), lines * 64), 1);
           Vs args{a, r, sums, k};
-          if (lines) args.push_back(next);
+          auto multiply = [&](bool accumulate) {
+            e.call(planes > 1
+                       ? product(strip, accumulate)
+                       : product(kPanel, accumulate, p.feature_rows * kPanel),
+                   args);
+          };
           e.if_(
-              e.eq(chunk, e.i(0)),
-              [&] { e.call(product(kPanel, false, step, lines), args); },
-              [&] { e.call(product(kPanel, true, step, lines), args); });
+              e.eq(chunk, e.i(0)), [&] { multiply(false); },
+              [&] { multiply(true); });
           e.if_(is_last, [&] {
             store(down, weight, f, rows_here, column, c, sums, left);
           });
