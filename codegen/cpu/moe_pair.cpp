@@ -148,10 +148,41 @@ V PairExperts::sum_block(V sums, V number, V c) {
   return e.at(sums, e.add(panel, e.mul(c, kPanel)));
 }
 
-void PairExperts::add_product(V from, int64_t width, const Vs& args) {
-  auto run = [&](bool accumulate) { e.call(product(width, accumulate), args); };
+void PairExperts::add_product(V from, int64_t width, Vs args, Job job,
+                              V record) {
+  if (job != Job::None) args.push_back(record);
+  auto run = [&](bool accumulate) {
+    e.call(product(width, accumulate, 0, job), args);
+  };
   if (pair_features(s) == s.hidden) return run(false);
   e.if_(e.eq(from, e.i(0)), [&] { run(false); }, [&] { run(true); });
+}
+
+SplitSource PairExperts::weights(V first, V second, int64_t stride,
+                                 int64_t length) {
+  return {first,
+          second ? second : first,
+          e.i(second ? 2 : 1),
+          e.i(stride),
+          e.i(length),
+          nullptr};
+}
+
+int64_t PairExperts::weights_bytes(const MoeSpec& s) {
+  if (s.bf16) return 0;
+  const int64_t longest =
+      std::max(pair_padded(s.dim), pair_padded(pair_features(s)));
+  return 2 * 2 * kPairStep * 2 * kSplitPlanes * longest;
+}
+
+V PairExperts::take_weights(V record, V buffers, bool turned,
+                            const SplitSource& next, V more, V turns) {
+  V now = split_job_operand(e, record, turned);
+  V other = e.at(buffers, weights_bytes(s) / 2, 1);
+  SplitSource source = next;
+  source.dst = e.select(e.eq(now, buffers), other, buffers);
+  e.if_(more, [&] { start_split_job(e, record, source, turns); });
+  return now;
 }
 
 void PairExperts::if_last(V from, int64_t width,
@@ -160,12 +191,15 @@ void PairExperts::if_last(V from, int64_t width,
   e.if_(e.eq(from, e.i(s.hidden - width)), f);
 }
 
-Fn PairExperts::product(int64_t width, bool accumulate, int64_t a_step) {
+Fn PairExperts::product(int64_t width, bool accumulate, int64_t a_step,
+                        Job job) {
   std::string name = "product" + std::to_string(width) + "_" +
-                     std::to_string(a_step) + (accumulate ? "add" : "");
+                     std::to_string(a_step) + "_" + std::to_string(int(job)) +
+                     (accumulate ? "add" : "");
   const int64_t left = 2 * planes;  // bytes of an element
   if (!a_step) a_step = kPairStep;
   std::vector<Ty> params = {Ty::Ptr, Ty::Ptr, Ty::Ptr, Ty::I64};
+  if (job != Job::None) params.push_back(Ty::Ptr);
   return e.define(name, params, [&](const Vs& a) {
     pair_product(e,
                  {.a = a[0],
@@ -175,7 +209,9 @@ Fn PairExperts::product(int64_t width, bool accumulate, int64_t a_step) {
                   .c = a[2],
                   .ldc = 4 * kPanel,
                   .a_step = left * a_step,
-                  .planes = planes},
+                  .planes = planes,
+                  .job = job != Job::None ? a[4] : nullptr,
+                  .job_turned = job == Job::Turned},
                  e.i(kPairStep), a[3], accumulate);
   });
 }
@@ -289,19 +325,18 @@ MoeLaunch pack_weights(const MoeSpec& s) {
 }
 
 // Scratch, in bytes: tokens and activations of the task's panels as pairs,
-// sums of one block of up and gate, split rows of two weights.
+// sums of one block of up and gate, results, split rows of weights.
 struct Layout {
-  int64_t x = 0, a, h, y, up, gate, end;
+  int64_t x = 0, a, h, y, up, job, end;
   explicit Layout(const MoeSpec& s) {
     const int64_t slot = 2 * pair_planes(s), slots = pair_task_slots(s);
-    const int64_t dim = pair_padded(s.dim), hidden = pair_padded(s.hidden);
+    const int64_t dim = pair_padded(s.dim);
     a = x + slots * slot * dim;
     h = a + slots * slot * pair_padded(pair_features(s));
     y = h + 2 * PairExperts::kBlock;
     up = y + pair_sums_bytes(s);
-    const int64_t rows = s.bf16 ? 0 : kPairStep * slot * std::max(dim, hidden);
-    gate = up + rows;
-    end = gate + rows;
+    job = up + PairExperts::weights_bytes(s);
+    end = job + kSplitJobBytes;
   }
 };
 
@@ -363,24 +398,60 @@ struct Forward : PairExperts {
     });
   }
 
+  // What a task works with.
+  struct Weights {
+    V up, gate, down;
+  };
+  // Rows of W_up and W_gate from feature f on.
+  SplitSource up_source(const Weights& w, V f) {
+    V row = e.mul(f, s.dim);
+    return weights(e.at(w.up, row), gated ? e.at(w.gate, row) : nullptr, s.dim,
+                   s.dim);
+  }
+  // Rows of W_down from channel c on, `width` features.
+  SplitSource down_source(const Weights& w, V c, V from, int64_t width) {
+    return weights(e.at(w.down, e.add(e.mul(c, s.hidden), from)), nullptr,
+                   s.hidden, width);
+  }
+  V turns(const ExpertTask& t, int64_t k, int64_t products) {
+    return e.mul(e.ceil_div(t.count, kPanel),
+                 k / kPairStep * products * kSplitTurns);
+  }
+
   // Features from `from` on of all panels: H, and A as pairs.
-  void up_and_gate(const ExpertTask& t, V w_up, V w_gate, V from,
+  void up_and_gate(const ExpertTask& t, const Weights& w, V from,
                    int64_t width) {
     const Layout at(s);
+    const int64_t second = kPairStep * 2 * planes * dim;  // its rows in bytes
     for_blocks(width, [&](V block, V rows) {
       V f = e.add(from, block), row = e.mul(f, row_length(s.dim));
-      V up_rows =
-          weight_rows(e.at(w_up, row, size), rows, s.dim, s.dim, part(at.up));
-      V gate_rows = up_rows;
-      if (gated)
-        gate_rows = weight_rows(e.at(w_gate, row, size), rows, s.dim, s.dim,
-                                part(at.gate));
+      V up_rows, gate_rows;
+      if (ahead) {
+        V more = e.lt(e.add(block, kPairStep), e.i(width));
+        SplitSource next = up_source(w, e.add(f, kPairStep));
+        next =
+            select_source(e, more, next, down_source(w, e.i(0), from, width));
+        up_rows = take_weights(part(at.job), part(at.up), false, next,
+                               e.i1(true), turns(t, dim, gated ? 2 : 1));
+      } else {
+        up_rows =
+            weight_rows(e.at(w.up, row, size), rows, s.dim, s.dim, part(at.up));
+      }
+      if (planes > 1) gate_rows = e.at(up_rows, second, 1);
+      if (gated && !ahead)
+        gate_rows =
+            weight_rows(e.at(w.gate, row, size), rows, s.dim, s.dim, gate_rows);
       V at_bias = e.add(e.mul(t.expert, s.hidden), f);
       for_panels(t.count, [&](V, V, V number) {
         V x = e.at(part(at.x), e.mul(number, x_panel), 1), c = part(at.h);
-        Fn up = product(dim, false);
-        e.call(up, {up_rows, x, c, e.i(dim)});
-        if (gated) e.call(up, {gate_rows, x, e.at(c, kBlock, 1), e.i(dim)});
+        Fn up = product(dim, false, 0, ahead ? Job::Rows : Job::None);
+        auto multiply = [&](V rows, V sums) {
+          Vs args{rows, x, sums, e.i(dim)};
+          if (ahead) args.push_back(part(at.job));
+          e.call(up, args);
+        };
+        multiply(up_rows, c);
+        if (gated) multiply(gate_rows, e.at(c, kBlock, 1));
         V saved = e.add(e.mul(e.add(t.panel, number), s.hidden_rows()), f);
         V a = e.add(e.mul(number, h_panel), e.mul(block, 64 * planes));
         e.call(activations(),
@@ -393,27 +464,45 @@ struct Forward : PairExperts {
   void task(const ExpertTask& t, bool packed) {
     const Layout at(s);
     V matrix = e.mul(t.expert, packed ? hidden * dim : s.hidden * s.dim);
-    V w_up = element(packed ? B::PackedUp : B::Up, matrix);
-    V w_gate = gated ? element(packed ? B::PackedGate : B::Gate, matrix) : w_up;
-    V w_down = element(packed ? B::PackedDown : B::Down, matrix);
+    Weights w{element(packed ? B::PackedUp : B::Up, matrix), nullptr,
+              element(packed ? B::PackedDown : B::Down, matrix)};
+    if (gated) w.gate = element(packed ? B::PackedGate : B::Gate, matrix);
     begin_pairs(e);
     for_panels(t.count, [&](V first, V valid, V number) {
       V perm = e.at(buffer(B::Perm), e.add(t.slot, first));
       e.call(gather(), {buffer(B::X), perm, valid,
                         e.at(part(at.x), e.mul(number, x_panel), 1)});
     });
+    if (ahead) {
+      SplitSource first = up_source(w, e.i(0));
+      first.dst = part(at.up);
+      start_split_job(e, part(at.job), first, e.i(1));
+    }
     for_features([&](V from, int64_t width) {
       const int64_t k = pair_padded(width);
-      up_and_gate(t, w_up, w_gate, from, width);
+      up_and_gate(t, w, from, width);
       for_blocks(s.dim, [&](V c, V rows) {
         const int64_t stride = row_length(s.hidden);
-        V first_row = e.at(w_down, e.add(e.mul(c, stride), from), size);
-        V down_rows =
-            weight_rows(first_row, rows, width, s.hidden, part(at.up));
+        V down_rows;
+        if (ahead) {
+          V next_c = e.add(c, kPairStep), next_f = e.add(from, width);
+          V here = e.lt(next_c, e.i(s.dim));
+          SplitSource next =
+              select_source(e, here, down_source(w, next_c, from, width),
+                            up_source(w, next_f));
+          down_rows = take_weights(part(at.job), part(at.up), false, next,
+                                   e.or_(here, e.lt(next_f, e.i(s.hidden))),
+                                   turns(t, k, 1));
+        } else {
+          V first_row = e.at(w.down, e.add(e.mul(c, stride), from), size);
+          down_rows =
+              weight_rows(first_row, rows, width, s.hidden, part(at.up));
+        }
         for_panels(t.count, [&](V first, V valid, V number) {
           V a = e.at(part(at.a), e.mul(number, h_panel), 1);
           V y = sum_block(part(at.y), number, c);
-          add_product(from, planes > 1 ? k : hidden, {down_rows, a, y, e.i(k)});
+          add_product(from, planes > 1 ? k : hidden, {down_rows, a, y, e.i(k)},
+                      ahead ? Job::Rows : Job::None, part(at.job));
           V to = e.mul(e.add(t.slot, first), s.dim);
           V bias = element(B::BiasDown, e.add(e.mul(t.expert, s.dim), c));
           if_last(from, width, [&] {

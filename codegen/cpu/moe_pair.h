@@ -10,6 +10,7 @@
 #include "codegen/cpu/moe_emit.h"
 #include "codegen/cpu/pair_tile.h"
 #include "codegen/cpu/split_f32.h"
+#include "codegen/cpu/split_job.h"
 
 namespace moec {
 
@@ -21,7 +22,8 @@ int64_t pair_features(const MoeSpec&);
 int64_t pair_sums_bytes(const MoeSpec&);
 
 struct PairExperts {
-  static constexpr int64_t kPanel = 32;    // slots
+  enum class Job : uint8_t { None, Rows, Turned };  // beside a product
+  static constexpr int64_t kPanel = 32;             // slots
   static constexpr int64_t kBlock = 4096;  // bytes of 32 x 32 sums in f32
 
   Emit& e;
@@ -38,6 +40,11 @@ struct PairExperts {
   const int64_t h_panel = pair_padded(pair_features(s)) * 64 * planes;
 
   SlotCut cut() const { return {pair_task_slots(s), kPanel}; }
+  // Whether blocks of split weights are made beside the products of the block
+  // before.
+  const bool ahead =
+      planes > 1 && s.dim % kPairStep == 0 && s.hidden % kPairStep == 0;
+
   V part(int64_t offset) { return e.at(e.scratch(), offset, 1); }
   // Element `index` of a buffer of the dtype.
   V element(MoeBuffer b, V index) { return e.at(buffer(b), index, size); }
@@ -59,7 +66,7 @@ struct PairExperts {
   // channels from c on of a panel; the product that adds the part of the block
   // `from` to it; and what becomes of it after the last one.
   V sum_block(V sums, V number, V c);
-  void add_product(V from, int64_t width, const Vs& args);
+  void add_product(V from, int64_t width, Vs args, Job job, V record);
   void if_last(V from, int64_t width, const std::function<void()>& f);
   // Elements from row to row of a weight with rows of n, as packed for bf16.
   int64_t row_length(int64_t n) const { return s.bf16 ? pair_padded(n) : n; }
@@ -71,9 +78,19 @@ struct PairExperts {
   // `rows` rows of `columns` elements from `weight` on, `stride` elements
   // apart, as a left operand: f32 is split to dst, 32 rows.
   V weight_rows(V weight, V rows, int64_t columns, int64_t stride, V dst);
+  // With `ahead`: 32 rows of one weight, or of two, as a left operand.
+  SplitSource weights(V first, V second, int64_t stride, int64_t length);
+  // The operand whose job is at `record`, in one of two buffers, and starts the
+  // job for `next`, to be done in `turns` turns, where `more` holds.
+  V take_weights(V record, V buffers, bool turned, const SplitSource& next,
+                 V more, V turns);
+  // Bytes of those two buffers.
+  static int64_t weights_bytes(const MoeSpec&);
   // product(A, B, C, k): 32 x 32 of C (+)= A B; B has 32 lanes. A's rows are
   // `width` elements apart, or are panels of 32 slots a_step elements apart.
-  Fn product(int64_t width, bool accumulate, int64_t a_step = 0);
+  // With a job its record is a fifth argument.
+  Fn product(int64_t width, bool accumulate, int64_t a_step = 0,
+             Job job = Job::None);
   // flip(C, bias, dst, lanes): dst[lane][row] = C[row][lane] + bias[row] for
   // `rows` rows of C and the first `lanes` lanes; stride in elements.
   Fn flip(int rows, bool bias, int64_t stride);

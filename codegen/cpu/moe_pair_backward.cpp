@@ -199,7 +199,8 @@ struct Hidden : PairExperts {
         for_panels(t.count, [&](V first, V valid, V number) {
           V dx = sum_block(part(at.dx), number, c);
           add_product(from, k,
-                      {turned, panel(at.up, number, h_panel), dx, e.i(k)});
+                      {turned, panel(at.up, number, h_panel), dx, e.i(k)},
+                      Job::None, nullptr);
           if (gated)
             e.call(product(k, true),
                    {part(at.turned_gate), panel(at.gate, number, h_panel), dx,

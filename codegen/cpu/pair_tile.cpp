@@ -5,6 +5,7 @@
 
 #include "codegen/cpu/lane_tile.h"
 #include "codegen/cpu/split_f32.h"
+#include "codegen/cpu/split_job.h"
 #include "support/error.h"
 
 namespace moec {
@@ -42,7 +43,9 @@ void split_steps(Emit& e, const PairProduct& m, V a, V k) {
   constexpr int kHigh = 0, kMid = 1, kLow = 2;
   const int64_t plane_b = m.ldb * kPairStep / 2;
   V lda = e.i(m.lda), ldb = e.i(m.ldb);
+  V first = m.job ? split_job_begin(e, m.job) : nullptr;
   e.loop(e.i(0), k, kPairStep, [&](V x) {
+    int turn = 0;
     V left = e.at(a, e.mul(x, m.a_step / kPairStep), 1);
     V right = e.at(m.b, e.mul(x, plane_b * m.planes / kPairStep), 1);
     auto load_left = [&](int half, int plane) {
@@ -58,13 +61,16 @@ void split_steps(Emit& e, const PairProduct& m, V a, V k) {
     };
     // the four products of the planes, then the next plane of one side, or none
     auto products = [&](int next_left, int next_right) {
-      for (int first = 0; first < 2; ++first) {
+      for (int outer = 0; outer < 2; ++outer) {
         const bool by_right = next_right >= 0;
-        for (int second = 0; second < 2; ++second)
-          by_right ? multiply(second, first) : multiply(first, second);
-        if (next_right >= 0) load_right(first, next_right);
-        if (next_left >= 0) load_left(first, next_left);
+        for (int inner = 0; inner < 2; ++inner)
+          by_right ? multiply(inner, outer) : multiply(outer, inner);
+        if (next_right >= 0) load_right(outer, next_right);
+        if (next_left >= 0) load_left(outer, next_left);
       }
+      if (!m.job) return;
+      V turns = e.mul(e.lshr(x, e.i(5)), kSplitTurns);
+      split_job_turn(e, m.job, m.job_turned, first, e.add(turns, turn++));
     };
     for (int half = 0; half < 2; ++half)
       load_left(half, kHigh), load_right(half, kLow);
@@ -76,6 +82,8 @@ void split_steps(Emit& e, const PairProduct& m, V a, V k) {
     products(kHigh, -1);  // low high
     products(-1, -1);     // high high
   });
+  if (m.job)
+    split_job_end(e, m.job, first, e.mul(e.lshr(k, e.i(5)), kSplitTurns));
 }
 
 void product_in_tiles(Emit& e, const PairProduct& m, V rows, V k,

@@ -40,6 +40,9 @@ struct PairProduct {
   // Of A's planes: how many, and bytes from one to the next.
   int planes = 1;
   int64_t a_plane = 2 * kPairStep;
+  // With planes: the record of what is split beside (split_job.h), or null.
+  V job = nullptr;
+  bool job_turned = false;
 };
 // C (+)= A B over `k` elements for `rows` rows. Between begin_pairs and
 // end_pairs, one of each a kernel.
