@@ -14,7 +14,8 @@ using B = MoeBuffer;
 // Scratch, in bytes: dO and dH of the task's panels as pairs, dA' and dX,
 // turned blocks of two matrices, combine weights and their gradient.
 struct Layout {
-  int64_t g = 0, up, gate, sums, dx, turned, turned_gate, w, dw, end;
+  int64_t g = 0, up, gate, sums, dx, turned, turned_gate, columns, job, w, dw,
+          end;
   explicit Layout(const MoeSpec& s) {
     const int64_t slot = 2 * pair_planes(s), slots = pair_task_slots(s);
     const int64_t h = slots * slot * pair_padded(pair_features(s));
@@ -23,10 +24,14 @@ struct Layout {
     sums = gate + (is_gated(s.activation) ? h : 0);
     dx = sums + PairExperts::kBlock;
     turned = dx + pair_sums_bytes(s);
-    const int64_t rows =
+    const int64_t longest =
         std::max(pair_padded(s.dim), pair_padded(pair_features(s)));
-    turned_gate = turned + kPairStep * slot * rows;
-    w = turned_gate + kPairStep * slot * rows;
+    // bf16: a block of each; f32: two of both, and what turns them
+    const int64_t matrix = kPairStep * slot * longest;
+    turned_gate = turned + matrix;
+    columns = turned + (s.bf16 ? 2 * matrix : PairExperts::weights_bytes(s));
+    job = columns + (s.bf16 ? 0 : 2 * kPairStep * 4 * longest);
+    w = job + kSplitJobBytes;
     dw = w + slots * 4;
     end = dw + slots * 4;
   }
@@ -170,14 +175,53 @@ struct Hidden : PairExperts {
       start(t, first, valid, g, e.at(part(at.w), first),
             e.at(part(at.dw), first));
     });
+    auto down_source = [&](V f) {
+      SplitSource x = weights(e.at(w_down, f), nullptr, s.hidden, s.dim);
+      x.turned = part(at.columns);
+      return x;
+    };
+    auto up_source = [&](V from, V c, int64_t width) {
+      V first = e.add(e.mul(from, s.dim), c);
+      SplitSource x =
+          weights(e.at(w_up, first), gated ? e.at(w_gate, first) : nullptr,
+                  s.dim, width);
+      x.turned = part(at.columns);
+      return x;
+    };
+    V panels = e.ceil_div(t.count, kPanel);
+    auto turns = [&](int64_t k) {
+      return e.mul(panels, k / kPairStep * kSplitTurns);
+    };
+    auto take = [&](const SplitSource& next, V more, int64_t k) {
+      return take_weights(part(at.job), part(at.turned), true, next, more,
+                          turns(k));
+    };
+    const Job job = ahead ? Job::Turned : Job::None;
+    auto with_job = [&](Vs args) {
+      if (ahead) args.push_back(part(at.job));
+      return args;
+    };
+    if (ahead) {
+      SplitSource first = down_source(e.i(0));
+      first.dst = part(at.turned);
+      start_split_job(e, part(at.job), first, e.i(1));
+    }
     for_features([&](V from, int64_t width) {
       for_blocks(width, [&](V block, V rows) {
-        call_turn(s.dim, width, s.hidden, e.at(w_down, from, size), block,
-                  turned);
-        V f = e.add(from, block);
+        V f = e.add(from, block), down = turned;
+        if (ahead) {
+          V here = e.lt(e.add(block, kPairStep), e.i(width));
+          down = take(select_source(e, here, down_source(e.add(f, kPairStep)),
+                                    up_source(from, e.i(0), width)),
+                      e.i1(true), dim);
+        } else {
+          call_turn(s.dim, width, s.hidden, e.at(w_down, from, size), block,
+                    turned);
+        }
         for_panels(t.count, [&](V first, V, V number) {
-          e.call(product(dim, false),
-                 {turned, panel(at.g, number, x_panel), sums, e.i(dim)});
+          e.call(
+              product(dim, false, 0, job),
+              with_job({down, panel(at.g, number, x_panel), sums, e.i(dim)}));
           V h = e.add(e.mul(e.add(t.panel, number), s.hidden_rows()), f);
           V a = e.add(e.mul(e.add(t.panel, number), s.hidden), f);
           V pairs = e.mul(block, 64 * planes);
@@ -192,19 +236,30 @@ struct Hidden : PairExperts {
       const int64_t k = pair_padded(width);
       V rows = e.mul(from, s.dim);
       for_blocks(s.dim, [&](V c, V) {
-        call_turn(width, s.dim, s.dim, e.at(w_up, rows, size), c, turned);
-        if (gated)
-          call_turn(width, s.dim, s.dim, e.at(w_gate, rows, size), c,
-                    part(at.turned_gate));
+        V up_rows = turned, gate_rows = part(at.turned_gate);
+        if (ahead) {
+          V next_c = e.add(c, kPairStep), next_f = e.add(from, width);
+          V here = e.lt(next_c, e.i(s.dim));
+          up_rows =
+              take(select_source(e, here, up_source(from, next_c, width),
+                                 down_source(next_f)),
+                   e.or_(here, e.lt(next_f, e.i(s.hidden))), gated ? 2 * k : k);
+          gate_rows = e.at(up_rows, kPairStep * 2 * planes * k, 1);
+        } else {
+          call_turn(width, s.dim, s.dim, e.at(w_up, rows, size), c, up_rows);
+          if (gated)
+            call_turn(width, s.dim, s.dim, e.at(w_gate, rows, size), c,
+                      gate_rows);
+        }
         for_panels(t.count, [&](V first, V valid, V number) {
           V dx = sum_block(part(at.dx), number, c);
           add_product(from, k,
-                      {turned, panel(at.up, number, h_panel), dx, e.i(k)},
-                      Job::None, nullptr);
+                      {up_rows, panel(at.up, number, h_panel), dx, e.i(k)}, job,
+                      part(at.job));
           if (gated)
-            e.call(product(k, true),
-                   {part(at.turned_gate), panel(at.gate, number, h_panel), dx,
-                    e.i(k)});
+            e.call(product(k, true, 0, job),
+                   with_job({gate_rows, panel(at.gate, number, h_panel), dx,
+                             e.i(k)}));
           V to = e.add(e.mul(e.add(t.slot, first), s.dim), c);
           if_last(from, width, [&] {
             call_flip(s.dim, c, false, s.dim,
