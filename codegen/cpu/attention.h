@@ -4,7 +4,8 @@
 // only; in the backward each (batch, kv head), or a part of its keys where
 // there are few, has one owner, and so sums have a fixed order. Key blocks that
 // the mask hides are skipped. On bf16 the statistics and all sums are f32, and
-// P and dS are rounded for their products.
+// P and dS are rounded for their products. In tile registers f32 operands are
+// split (split_f32.h), where sizes are such that it gains.
 #pragma once
 #include <cstdint>
 
@@ -37,7 +38,7 @@ struct AttentionSpec {
 
 // Copies keys and values into the order in which the forward reads them, where
 // that differs: the bytes are 0 where it does not. Buffers: k, v, packed.
-int64_t attention_packed_bytes(const AttentionSpec&);
+int64_t attention_packed_bytes(const AttentionSpec&, const Target&);
 KernelSpec attention_pack(const AttentionSpec&, const Target&);
 // Buffers: q, k, v, (key u32[2] if dropout > 0), o, lse f32[B,H,T], and what
 // attention_pack wrote if there are such bytes; what it wrote comes from there.

@@ -101,7 +101,7 @@ std::vector<BenchRow> bench_attention(KernelLibrary& lib,
                                       const AttentionSpec& s, double seconds) {
   const int64_t nq = s.batch * s.heads * s.q_len,
                 nk = s.batch * s.kv_heads * s.k_len;
-  const int64_t packed_bytes = attention_packed_bytes(s);
+  const int64_t packed_bytes = attention_packed_bytes(s, lib.target());
   const int64_t partial_bytes = attention_partial_bytes(s);
   const int64_t values = 2 * (nq + nk) * (s.dim + s.value_dim);
   Arena arena(values * (s.bf16 ? 2 : 4) + nq * 4 + packed_bytes +

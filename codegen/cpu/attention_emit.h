@@ -74,6 +74,9 @@ int64_t pairs_packed_bytes(const AttentionSpec&);
 void emit_pairs_pack(KernelSpec&, const AttentionSpec&);
 void emit_pairs_forward(KernelSpec&, const AttentionSpec&, const Target&);
 void emit_pairs_backward(KernelSpec&, const AttentionSpec&, const Target&);
+// The forward on split f32: whether it gains, and what it emits.
+bool splits_forward(const AttentionSpec&, const Target&);
+void emit_split_forward(KernelSpec&, const AttentionSpec&);
 
 // Keys and values come from beyond L2 when a head is new, and the few rows of a
 // tile are too few misses at a time. So the tile at `key` fetches one line of

@@ -270,16 +270,17 @@ struct Forward {
 
 }  // namespace
 
-int64_t attention_packed_bytes(const AttentionSpec& s) {
+int64_t attention_packed_bytes(const AttentionSpec& s, const Target& target) {
+  if (splits_forward(s, target)) return 0;
   if (s.bf16) return pairs_packed_bytes(s);
   if (!packs(s)) return 0;
   return 4 * s.batch * s.kv_heads * s.k_len * (s.dim + s.value_dim);
 }
 
-KernelSpec attention_pack(const AttentionSpec& s, const Target&) {
+KernelSpec attention_pack(const AttentionSpec& s, const Target& target) {
   KernelSpec spec;
   spec.key = attention_key("attention_pack", s);
-  spec.bytes = 2.0 * double(attention_packed_bytes(s));
+  spec.bytes = 2.0 * double(attention_packed_bytes(s, target));
   if (s.bf16) {
     emit_pairs_pack(spec, s);
   } else {
@@ -298,7 +299,9 @@ KernelSpec attention_forward(const AttentionSpec& s, const Target& target) {
   KernelSpec spec;
   spec.key = attention_key("attention", s);
   spec.tasks = s.batch * s.heads * panels;
-  if (s.bf16) {
+  if (splits_forward(s, target)) {
+    emit_split_forward(spec, s);
+  } else if (s.bf16) {
     emit_pairs_forward(spec, s, target);
   } else {
     spec.emit = [s](Emit& e) { Forward{e, s}.kernel(); };

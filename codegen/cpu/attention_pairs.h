@@ -1,32 +1,39 @@
-// Parts common to the attention kernels on bf16.
+// Parts common to the attention kernels on pairs of bf16, in which f32 operands
+// come split in planes (split_f32.h).
 #pragma once
 #include <algorithm>
 
 #include "codegen/cpu/attention_emit.h"
 #include "codegen/cpu/pair_tile.h"
+#include "codegen/cpu/split_f32.h"
 
 namespace moec {
 
 // Rows of keys and channels as the kernels hold them, padded; bytes.
 struct PairSizes {
+  int planes;
   int64_t dim, value_dim;  // padded channels
   int64_t row_k, row_v;    // of K and V as they stand
   int64_t query_rows;      // padded queries
   explicit PairSizes(const AttentionSpec& s)
-      : dim(pair_padded(s.dim)),
+      : planes(s.bf16 ? 1 : kSplitPlanes),
+        dim(pair_padded(s.dim)),
         value_dim(pair_padded(s.value_dim)),
-        row_k(2 * dim),
-        row_v(2 * value_dim),
+        row_k(2 * planes * dim),
+        row_v(2 * planes * value_dim),
         query_rows(pair_padded(s.q_len)) {}
 };
 // Transposed keys come in blocks of kKeyPanel, one after the other, each
 // [channel][key]: rows across all keys would lie a page apart. A row has an odd
 // number of cache lines, so that neighbouring rows spread over the cache.
 inline constexpr int64_t kKeyPanel = 256;
+inline int64_t transposed_row(int64_t keys, int planes) {
+  return (keys * planes / 32 | 1) * 64;
+}
 struct TransposedKeys {
   int64_t row, block, bytes;
   TransposedKeys(int64_t keys, int64_t channels) {
-    row = (std::min(keys, kKeyPanel) / 32 | 1) * 64;
+    row = transposed_row(std::min(keys, kKeyPanel), 1);
     block = channels * row;
     bytes = (keys + kKeyPanel - 1) / kKeyPanel * block;
   }
@@ -73,9 +80,10 @@ V pair_seen(Emit&, const AttentionSpec&, V k, V rel, V left, int col);
 // Functions pack(rows, count, from, dst) of lanes() rows and unpack(src,
 // factor, dst, count) of as many columns, as pack_columns and unpack_columns.
 Fn pack_columns_function(Emit&, const std::string& name, int64_t stride,
-                         int64_t channels, bool negate);
+                         int64_t channels, bool negate, int planes);
 Fn unpack_columns_function(Emit&, const std::string& name, int64_t stride,
-                           int64_t channels, const std::vector<int>& row_of);
+                           int64_t channels, const std::vector<int>& row_of,
+                           int planes);
 
 // scale * log2(e), positive: a negative scale's sign goes into q.
 double pair_factor(const AttentionSpec&);

@@ -172,8 +172,10 @@ struct Backward {
     V zero = e.i(0), all = e.i(size.query_rows), count = e.i(s.q_len);
     PairRows q{h.q, s.q.row, count, s.dim};
     PairRows g{h.dout, s.o.row, count, s.value_dim};
-    Fn pack_q = pack_columns_function(e, "packq", s.q.row, s.dim, s.scale < 0);
-    Fn pack_g = pack_columns_function(e, "packg", s.o.row, s.value_dim, false);
+    Fn pack_q =
+        pack_columns_function(e, "packq", s.q.row, s.dim, s.scale < 0, 1);
+    Fn pack_g =
+        pack_columns_function(e, "packg", s.o.row, s.value_dim, false, 1);
     e.loop(zero, all, panel, [&](V q0) {
       for (int j = 0; j < 2; ++j) {
         V row = e.add(q0, j * L);
@@ -354,7 +356,8 @@ struct Backward {
       blocks(head);
       std::vector<int> row_of;
       for (int t = 0; t < L; ++t) row_of.push_back(pair_lane(t, 0));
-      Fn unpack = unpack_columns_function(e, "unpack", s.dq.row, s.dim, row_of);
+      Fn unpack =
+          unpack_columns_function(e, "unpack", s.dq.row, s.dim, row_of, 1);
       // the strip of scores is free now
       e.vstore(DType::F32, e.splat(e.f(s.scale)), part(at.s));
       e.loop(zero, e.i(s.q_len), panel, [&](V q0) {

@@ -34,20 +34,23 @@ V pair_seen(Emit& e, const AttentionSpec& s, V k, V rel, V left, int col) {
 }
 
 Fn pack_columns_function(Emit& e, const std::string& name, int64_t stride,
-                         int64_t channels, bool negate) {
+                         int64_t channels, bool negate, int planes) {
   const int64_t ld = panel_lanes(e.target()) * 4;
-  return e.define(
-      name, {Ty::Ptr, Ty::I64, Ty::I64, Ty::Ptr}, [=, &e](const Vs& a) {
-        pack_columns(e, {a[0], stride, a[1], channels}, a[2], a[3], ld, negate);
-      });
+  return e.define(name, {Ty::Ptr, Ty::I64, Ty::I64, Ty::Ptr},
+                  [=, &e](const Vs& a) {
+                    PairRows rows{a[0], stride, a[1], channels, planes};
+                    pack_columns(e, rows, a[2], a[3], ld, negate);
+                  });
 }
 
 Fn unpack_columns_function(Emit& e, const std::string& name, int64_t stride,
-                           int64_t channels, const std::vector<int>& row_of) {
+                           int64_t channels, const std::vector<int>& row_of,
+                           int planes) {
+  const DType dtype = planes > 1 ? DType::F32 : DType::BF16;
   const int64_t ld = panel_lanes(e.target()) * 4;
   return e.define(name, {Ty::Ptr, Ty::Ptr, Ty::Ptr, Ty::I64}, [&](const Vs& a) {
     unpack_columns(e, a[0], ld, channels, e.vload(DType::F32, a[1]), a[2],
-                   stride, a[3], row_of);
+                   stride, a[3], row_of, dtype);
   });
 }
 
@@ -244,7 +247,7 @@ struct Forward {
     auto stat = [&](Stat k) { return e.at(stats, k * panel); };
     V zero = e.i(0);
 
-    Fn pack = pack_columns_function(e, "pack", s.q.row, s.dim, s.scale < 0);
+    Fn pack = pack_columns_function(e, "pack", s.q.row, s.dim, s.scale < 0, 1);
     for (int j = 0; j < 2; ++j) {
       e.call(pack, {q, count, e.i(j * L), e.at(qt, j * L)});
       e.vstore(DType::F32, e.splat(e.f(kLowest)), e.at(stat(kMax), j * L));
@@ -303,7 +306,7 @@ struct Forward {
     std::vector<int> in_order(L);
     std::iota(in_order.begin(), in_order.end(), 0);
     Fn unpack =
-        unpack_columns_function(e, "unpack", s.o.row, s.value_dim, in_order);
+        unpack_columns_function(e, "unpack", s.o.row, s.value_dim, in_order, 1);
     for (int j = 0; j < 2; ++j) {
       V sum = e.vload(DType::F32, e.at(stat(kSum), j * L));
       V m = e.vload(DType::F32, e.at(stat(kMax), j * L));

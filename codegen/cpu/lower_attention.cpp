@@ -46,7 +46,7 @@ Lowered lower_attention(const Node& n, const Target& t) {
   Lowered out;
   const int workspace = n.num_operands() + n.num_results();
   out.workspace_bytes =
-      backward ? attention_partial_bytes(s) : attention_packed_bytes(s);
+      backward ? attention_partial_bytes(s) : attention_packed_bytes(s, t);
   if (out.workspace_bytes && backward) {
     l.buffers.push_back(workspace);
     out.launches.push_back(std::move(l));

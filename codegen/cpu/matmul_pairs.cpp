@@ -67,7 +67,8 @@ Fn MatmulBody::pair_tile(int64_t cols) {
     m.stream_a = p.overlaps;
     const Vs here = moved(bases, x[5], x[6]);
     V fetches = e.ge(x[5], e.i(0));
-    auto beside = [&](V k) {
+    auto beside = [&](V k, int part) {
+      if (part != (beside_parts(p.planes) - 1) / 2) return;
       V step = e.lshr(k, e.i(5));
       V first = e.mul(step, rows), r = e.add(t.from, first);
       auto some = [&] {

@@ -27,7 +27,7 @@ void plain_steps(Emit& e, const PairProduct& m, V a, V k) {
     load_left(kLeft, left);
     e.tile_load(kRight, right, ldb);
     e.tile_dpbf16(kSums, kLeft, kRight);
-    if (m.beside) m.beside(x);
+    if (m.beside) m.beside(x, 0);
     e.tile_load(kRight + 1, e.at(right, 64, 1), ldb);
     e.tile_dpbf16(kSums + 1, kLeft, kRight + 1);
     load_left(kLeft + 1, e.at(left, 16 * m.lda, 1));
@@ -59,6 +59,7 @@ void split_steps(Emit& e, const PairProduct& m, V a, V k) {
     auto multiply = [&](int i, int j) {
       e.tile_dpbf16(kSums + 2 * i + j, kLeft + i, kRight + j);
     };
+    int pairs = 0;
     // the four products of the planes, then the next plane of one side, or none
     auto products = [&](int next_left, int next_right) {
       for (int outer = 0; outer < 2; ++outer) {
@@ -67,6 +68,7 @@ void split_steps(Emit& e, const PairProduct& m, V a, V k) {
           by_right ? multiply(inner, outer) : multiply(outer, inner);
         if (next_right >= 0) load_right(outer, next_right);
         if (next_left >= 0) load_left(outer, next_left);
+        if (m.beside && ++pairs % 3 == 0) m.beside(x, pairs / 3 - 1);
       }
       if (!m.job) return;
       V turns = e.mul(e.lshr(x, e.i(5)), kSplitTurns);
@@ -77,7 +79,6 @@ void split_steps(Emit& e, const PairProduct& m, V a, V k) {
     products(-1, kMid);   // high low
     products(kMid, -1);   // high mid
     products(-1, kHigh);  // mid mid
-    if (m.beside) m.beside(x);
     products(kLow, -1);   // mid high
     products(kHigh, -1);  // low high
     products(-1, -1);     // high high

@@ -34,9 +34,9 @@ struct PairProduct {
   int64_t a_step = 2 * kPairStep;
   // Tile registers only. A is read once, so its lines need not replace B's in
   // the nearest cache; what vector instructions do beside the tiles, for every
-  // kPairStep elements `k` of the sum.
+  // kPairStep elements `k` of the sum, in beside_parts() parts.
   bool stream_a = false;
-  std::function<void(V k)> beside = {};
+  std::function<void(V k, int part)> beside = {};
   // Of A's planes: how many, and bytes from one to the next.
   int planes = 1;
   int64_t a_plane = 2 * kPairStep;
@@ -44,6 +44,8 @@ struct PairProduct {
   V job = nullptr;
   bool job_turned = false;
 };
+// So many that tiles and vectors keep each other's queues filled.
+inline int beside_parts(int planes) { return planes > 1 ? 4 : 1; }
 // C (+)= A B over `k` elements for `rows` rows. Between begin_pairs and
 // end_pairs, one of each a kernel.
 void pair_product(Emit&, const PairProduct&, V rows, V k, bool accumulate);

@@ -24,7 +24,7 @@ struct Problem {
   std::map<Floats*, std::vector<uint16_t>> halves;
   std::vector<std::byte> packed, partial;
 
-  explicit Problem(const AttentionSpec& spec) : s(spec) {
+  Problem(const AttentionSpec& spec, const Target& t) : s(spec) {
     size_t nq = size_t(s.batch * s.heads * s.q_len);
     size_t nk = size_t(s.batch * s.kv_heads * s.k_len);
     q = random_floats(nq * s.dim, 1), k = random_floats(nk * s.dim, 2);
@@ -33,7 +33,7 @@ struct Problem {
     o.assign(nq * s.value_dim, NAN), lse.assign(nq, NAN);
     dq.assign(nq * s.dim, NAN), dk.assign(nk * s.dim, NAN);
     dv.assign(nk * s.value_dim, NAN);
-    packed.resize(attention_packed_bytes(s), std::byte(0xff));
+    packed.resize(attention_packed_bytes(s, t), std::byte(0xff));
     partial.resize(attention_partial_bytes(s), std::byte(0xff));
     if (!s.bf16) return;
     for (auto* x : {&q, &k, &v, &o, &dout, &dq, &dk, &dv})
@@ -157,7 +157,7 @@ AttentionSpec make_spec(int64_t batch, int64_t heads, int64_t kv_heads,
 
 void check(const Target& t, AttentionSpec s) {
   KernelLibrary lib(t, "");
-  Problem p(s);
+  Problem p(s, t);
   CAPTURE(t.level);
   CAPTURE(attention_forward(s, t).key);
   p.run(lib);
@@ -216,6 +216,44 @@ TEST_CASE("attention agrees with the definition") {
     window.set_layout(true);
     check(t, window);
     check(t, make_spec(1, 1, 1, 530, 91, 8, 8, false));
+  }
+}
+
+// Sizes where f32 operands are split for tile registers if there are any.
+TEST_CASE("attention on split f32 agrees with the definition") {
+  for (const Target& t : test_targets()) {
+    if (!t.amx_bf16) continue;
+    auto causal = [&](int64_t group, int64_t q_len, int64_t k_len, int64_t dim,
+                      int64_t value_dim) {
+      return make_spec(1, 2 * group, 2, q_len, k_len, dim, value_dim, true);
+    };
+    AttentionSpec s = causal(1, 300, 300, 64, 64);
+    CHECK(attention_packed_bytes(s, t) == 0);
+    check(t, s);
+    check(t, causal(3, 301, 333, 62, 61));
+    check(t, causal(1, 600, 600, 32, 30));
+    check(t, causal(2, 65, 400, 96, 128));
+    check(t, causal(1, 130, 257, 260, 132));
+    // tasks that share keys
+    check(t, make_spec(1, 6, 1, 450, 450, 64, 64, true));
+    s = make_spec(2, 2, 2, 190, 317, 64, 64, false);
+    s.scale = -0.2;
+    check(t, s);
+    // rows that lie apart, and windows within a block and over several
+    for (int64_t window : {150, 300}) {
+      s = causal(2, 390, 450, 64, 64);
+      s.window = window;
+      s.set_layout(true);
+      check(t, s);
+    }
+    s = causal(8, 140, 140, 128, 128);
+    s.set_layout(true);
+    check(t, s);
+    for (int64_t keys : {320, 333}) {
+      s = causal(2, 320, keys, 64, 64);
+      s.dropout = 0.2, s.stream = 5;
+      check(t, s);
+    }
   }
 }
 
