@@ -99,14 +99,6 @@ BenchRow time_launches(KernelLibrary& lib, std::string name,
     }
     spent += last;
   }
-  if (getenv("X_PARTS")) {
-    std::vector<double> per(launches.size());
-    for (const Timed& q : parts)
-      for (size_t i = 0; i < launches.size(); ++i)
-        if (q.slices.size() == 1 && q.slices[0].fn == fns[i]) per[i] += q.seconds;
-    for (size_t i = 0; i < launches.size(); ++i)
-      fprintf(stderr, "%10.1f us %5ld tasks %.60s\n", per[i] * 1e6, long(launches[i].spec.tasks), launches[i].spec.key.c_str());
-  }
   if (turns) row.speedup = turns->speedup();
   row.peak_per_cycle = measure_flops_per_cycle(lib, bf16);
   for (const Timed& p : parts) row.seconds += p.seconds, row.cycles += p.cycles;

@@ -148,9 +148,9 @@ V PairExperts::sum_block(V sums, V number, V c) {
   return e.at(sums, e.add(panel, e.mul(c, kPanel)));
 }
 
-void PairExperts::add_product(V from, int64_t width, Vs args, Job job,
+void PairExperts::add_product(V from, int64_t width, Vs args, SplitKind job,
                               V record) {
-  if (job != Job::None) args.push_back(record);
+  if (job != SplitKind::None) args.push_back(record);
   auto run = [&](bool accumulate) {
     e.call(product(width, accumulate, 0, job), args);
   };
@@ -172,17 +172,7 @@ int64_t PairExperts::weights_bytes(const MoeSpec& s) {
   if (s.bf16) return 0;
   const int64_t longest =
       std::max(pair_padded(s.dim), pair_padded(pair_features(s)));
-  return 2 * 2 * kPairStep * 2 * kSplitPlanes * longest;
-}
-
-V PairExperts::take_weights(V record, V buffers, bool turned,
-                            const SplitSource& next, V more, V turns) {
-  V now = split_job_operand(e, record, turned);
-  V other = e.at(buffers, weights_bytes(s) / 2, 1);
-  SplitSource source = next;
-  source.dst = e.select(e.eq(now, buffers), other, buffers);
-  e.if_(more, [&] { start_split_job(e, record, source, turns); });
-  return now;
+  return 2 * kPairStep * 2 * kSplitPlanes * longest;
 }
 
 void PairExperts::if_last(V from, int64_t width,
@@ -191,16 +181,40 @@ void PairExperts::if_last(V from, int64_t width,
   e.if_(e.eq(from, e.i(s.hidden - width)), f);
 }
 
+V PairExperts::take_operand(V record, V buffers, int64_t size, SplitKind kind,
+                            const SplitSource& next, V more, V turns) {
+  V now = split_job_operand(e, record, kind);
+  SplitSource source = next;
+  source.dst = e.select(e.eq(now, buffers), e.at(buffers, size, 1), buffers);
+  e.if_(more, [&] { start_split_job(e, record, source, turns); });
+  return now;
+}
+
 Fn PairExperts::product(int64_t width, bool accumulate, int64_t a_step,
-                        Job job) {
+                        SplitKind job, int64_t fetch) {
   std::string name = "product" + std::to_string(width) + "_" +
                      std::to_string(a_step) + "_" + std::to_string(int(job)) +
-                     (accumulate ? "add" : "");
+                     "_" + std::to_string(fetch) + (accumulate ? "add" : "");
   const int64_t left = 2 * planes;  // bytes of an element
   if (!a_step) a_step = kPairStep;
   std::vector<Ty> params = {Ty::Ptr, Ty::Ptr, Ty::Ptr, Ty::I64};
-  if (job != Job::None) params.push_back(Ty::Ptr);
+  if (job != SplitKind::None) params.push_back(Ty::Ptr);
+  if (fetch) params.push_back(Ty::Ptr);
   return e.define(name, params, [&](const Vs& a) {
+    std::function<void(V, int)> beside;
+    if (fetch)
+      beside = [&](V k, int part) {
+        if (part) return;
+        V steps = e.lshr(a[3], e.i(5));
+        V rows = e.udiv(e.add(steps, kPairStep - 1), steps);
+        V from = e.mul(e.lshr(k, e.i(5)), rows);
+        V end = e.min(e.add(from, rows), e.i(kPairStep));
+        e.loop(from, end, 1, [&](V r) {
+          V line = e.at(a.back(), e.mul(r, fetch), 1);
+          for (int64_t c = 0; c < kPairStep * size; c += 64)
+            e.prefetch(e.at(line, c, 1), 3, true);
+        });
+      };
     pair_product(e,
                  {.a = a[0],
                   .lda = left * width,
@@ -209,9 +223,10 @@ Fn PairExperts::product(int64_t width, bool accumulate, int64_t a_step,
                   .c = a[2],
                   .ldc = 4 * kPanel,
                   .a_step = left * a_step,
+                  .beside = beside,
                   .planes = planes,
-                  .job = job != Job::None ? a[4] : nullptr,
-                  .job_turned = job == Job::Turned},
+                  .job = job != SplitKind::None ? a[4] : nullptr,
+                  .job_kind = job},
                  e.i(kPairStep), a[3], accumulate);
   });
 }
@@ -335,7 +350,7 @@ struct Layout {
     h = a + slots * slot * pair_padded(pair_features(s));
     y = h + 2 * PairExperts::kBlock;
     up = y + pair_sums_bytes(s);
-    job = up + PairExperts::weights_bytes(s);
+    job = up + 2 * PairExperts::weights_bytes(s);
     end = job + kSplitJobBytes;
   }
 };
@@ -431,8 +446,9 @@ struct Forward : PairExperts {
         SplitSource next = up_source(w, e.add(f, kPairStep));
         next =
             select_source(e, more, next, down_source(w, e.i(0), from, width));
-        up_rows = take_weights(part(at.job), part(at.up), false, next,
-                               e.i1(true), turns(t, dim, gated ? 2 : 1));
+        up_rows = take_operand(part(at.job), part(at.up), weights_bytes(s),
+                               SplitKind::Rows, next, e.i1(true),
+                               turns(t, dim, gated ? 2 : 1));
       } else {
         up_rows =
             weight_rows(e.at(w.up, row, size), rows, s.dim, s.dim, part(at.up));
@@ -444,7 +460,8 @@ struct Forward : PairExperts {
       V at_bias = e.add(e.mul(t.expert, s.hidden), f);
       for_panels(t.count, [&](V, V, V number) {
         V x = e.at(part(at.x), e.mul(number, x_panel), 1), c = part(at.h);
-        Fn up = product(dim, false, 0, ahead ? Job::Rows : Job::None);
+        Fn up =
+            product(dim, false, 0, ahead ? SplitKind::Rows : SplitKind::None);
         auto multiply = [&](V rows, V sums) {
           Vs args{rows, x, sums, e.i(dim)};
           if (ahead) args.push_back(part(at.job));
@@ -490,9 +507,9 @@ struct Forward : PairExperts {
           SplitSource next =
               select_source(e, here, down_source(w, next_c, from, width),
                             up_source(w, next_f));
-          down_rows = take_weights(part(at.job), part(at.up), false, next,
-                                   e.or_(here, e.lt(next_f, e.i(s.hidden))),
-                                   turns(t, k, 1));
+          down_rows = take_operand(
+              part(at.job), part(at.up), weights_bytes(s), SplitKind::Rows,
+              next, e.or_(here, e.lt(next_f, e.i(s.hidden))), turns(t, k, 1));
         } else {
           V first_row = e.at(w.down, e.add(e.mul(c, stride), from), size);
           down_rows =
@@ -502,7 +519,7 @@ struct Forward : PairExperts {
           V a = e.at(part(at.a), e.mul(number, h_panel), 1);
           V y = sum_block(part(at.y), number, c);
           add_product(from, planes > 1 ? k : hidden, {down_rows, a, y, e.i(k)},
-                      ahead ? Job::Rows : Job::None, part(at.job));
+                      ahead ? SplitKind::Rows : SplitKind::None, part(at.job));
           V to = e.mul(e.add(t.slot, first), s.dim);
           V bias = element(B::BiasDown, e.add(e.mul(t.expert, s.dim), c));
           if_last(from, width, [&] {

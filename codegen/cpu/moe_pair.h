@@ -22,8 +22,7 @@ int64_t pair_features(const MoeSpec&);
 int64_t pair_sums_bytes(const MoeSpec&);
 
 struct PairExperts {
-  enum class Job : uint8_t { None, Rows, Turned };  // beside a product
-  static constexpr int64_t kPanel = 32;             // slots
+  static constexpr int64_t kPanel = 32;    // slots
   static constexpr int64_t kBlock = 4096;  // bytes of 32 x 32 sums in f32
 
   Emit& e;
@@ -66,7 +65,7 @@ struct PairExperts {
   // channels from c on of a panel; the product that adds the part of the block
   // `from` to it; and what becomes of it after the last one.
   V sum_block(V sums, V number, V c);
-  void add_product(V from, int64_t width, Vs args, Job job, V record);
+  void add_product(V from, int64_t width, Vs args, SplitKind job, V record);
   void if_last(V from, int64_t width, const std::function<void()>& f);
   // Elements from row to row of a weight with rows of n, as packed for bf16.
   int64_t row_length(int64_t n) const { return s.bf16 ? pair_padded(n) : n; }
@@ -80,17 +79,19 @@ struct PairExperts {
   V weight_rows(V weight, V rows, int64_t columns, int64_t stride, V dst);
   // With `ahead`: 32 rows of one weight, or of two, as a left operand.
   SplitSource weights(V first, V second, int64_t stride, int64_t length);
-  // The operand whose job is at `record`, in one of two buffers, and starts the
-  // job for `next`, to be done in `turns` turns, where `more` holds.
-  V take_weights(V record, V buffers, bool turned, const SplitSource& next,
-                 V more, V turns);
-  // Bytes of those two buffers.
+  // The operand whose job is at `record`, in one of two buffers of `size`
+  // bytes, and starts the job for `next`, to be done in `turns` turns, where
+  // `more` holds.
+  V take_operand(V record, V buffers, int64_t size, SplitKind kind,
+                 const SplitSource& next, V more, V turns);
+  // Bytes of one for weights.
   static int64_t weights_bytes(const MoeSpec&);
   // product(A, B, C, k): 32 x 32 of C (+)= A B; B has 32 lanes. A's rows are
   // `width` elements apart, or are panels of 32 slots a_step elements apart.
-  // With a job its record is a fifth argument.
+  // With a job its record is a fifth argument; with `fetch` the last is where
+  // the sums will go, 32 rows so many bytes apart, which is asked for.
   Fn product(int64_t width, bool accumulate, int64_t a_step = 0,
-             Job job = Job::None);
+             SplitKind job = SplitKind::None, int64_t fetch = 0);
   // flip(C, bias, dst, lanes): dst[lane][row] = C[row][lane] + bias[row] for
   // `rows` rows of C and the first `lanes` lanes; stride in elements.
   Fn flip(int rows, bool bias, int64_t stride);

@@ -29,7 +29,8 @@ struct Layout {
     // bf16: a block of each; f32: two of both, and what turns them
     const int64_t matrix = kPairStep * slot * longest;
     turned_gate = turned + matrix;
-    columns = turned + (s.bf16 ? 2 * matrix : PairExperts::weights_bytes(s));
+    columns =
+        turned + (s.bf16 ? 2 * matrix : 2 * PairExperts::weights_bytes(s));
     job = columns + (s.bf16 ? 0 : 2 * kPairStep * 4 * longest);
     w = job + kSplitJobBytes;
     dw = w + slots * 4;
@@ -193,10 +194,10 @@ struct Hidden : PairExperts {
       return e.mul(panels, k / kPairStep * kSplitTurns);
     };
     auto take = [&](const SplitSource& next, V more, int64_t k) {
-      return take_weights(part(at.job), part(at.turned), true, next, more,
-                          turns(k));
+      return take_operand(part(at.job), part(at.turned), weights_bytes(s),
+                          SplitKind::Turned, next, more, turns(k));
     };
-    const Job job = ahead ? Job::Turned : Job::None;
+    const SplitKind job = ahead ? SplitKind::Turned : SplitKind::None;
     auto with_job = [&](Vs args) {
       if (ahead) args.push_back(part(at.job));
       return args;

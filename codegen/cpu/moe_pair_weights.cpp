@@ -20,15 +20,19 @@ int64_t most_gathered(const MoeSpec& s) { return s.bf16 ? 1024 : 512; }
 int64_t strip_length(const MoeSpec& s) { return most_gathered(s) + kPairStep; }
 
 // Scratch, in bytes: gathered rows as pairs of slots, [block of 32 channels]
-// [pair][channel]; sums of all features by such blocks; 32 split features.
+// [pair][channel]; sums of all features by such blocks; twice 32 split
+// features.
 struct WeightLayout {
-  int64_t r = 0, sums, features, end;
+  int64_t r = 0, sums, features, job, end;
   explicit WeightLayout(const MoeSpec& s)
       : sums(r + most_gathered(s) * most_channels(s) * 2 * pair_planes(s)),
         features(sums + pair_padded(s.hidden) / kPairStep * most_channels(s) /
                             kPairStep * PairExperts::kBlock),
-        end(features +
-            (s.bf16 ? 0 : kPairStep * 2 * kSplitPlanes * strip_length(s))) {}
+        job(features + 2 * strip_bytes(s)),
+        end(job + kSplitJobBytes) {}
+  static int64_t strip_bytes(const MoeSpec& s) {
+    return s.bf16 ? 0 : kPairStep * 2 * kSplitPlanes * strip_length(s);
+  }
 };
 
 struct Weights : PairExperts {
@@ -211,10 +215,32 @@ struct Weights : PairExperts {
                    {element(p.source, column), perm, n, part(at.r)});
           },
           left);
+      auto features = [&](V f) {
+        return e.at(g, e.add(e.mul(from, p.feature_rows), e.mul(f, kPanel)),
+                    size);
+      };
+      auto source = [&](V f) {
+        V first = features(f);
+        return SplitSource{.first = first,
+                           .second = first,
+                           .matrices = e.i(1),
+                           .stride = e.i(p.feature_rows * kPanel),
+                           .length = k,
+                           .dst = part(at.features),
+                           .pitch = e.i(2 * planes * strip)};
+      };
+      const SplitKind job = ahead ? SplitKind::Panels : SplitKind::None;
+      if (ahead) start_split_job(e, part(at.job), source(e.i(0)), e.i(1));
       for_blocks(s.hidden, [&](V f, V rows_here) {
-        V a =
-            e.at(g, e.add(e.mul(from, p.feature_rows), e.mul(f, kPanel)), size);
-        if (planes > 1) {
+        V a = features(f);
+        if (ahead) {
+          V next = e.add(f, kPairStep);
+          V turns = e.mul(e.ceil_div(left, kPairStep),
+                          e.mul(e.lshr(k, e.i(5)), kSplitTurns));
+          a = take_operand(part(at.job), part(at.features),
+                           WeightLayout::strip_bytes(s), job, source(next),
+                           e.lt(next, e.i(s.hidden)), turns);
+        } else if (planes > 1) {
           e.call(split_strip(p.feature_rows),
                  {a, rows_here, k, part(at.features)});
           a = part(at.features);
@@ -227,9 +253,16 @@ struct Weights : PairExperts {
           V sums = e.at(part(at.sums), e.mul(kept, kBlock), 1);
           V r = e.at(part(at.r), e.mul(c, gathered * 2 * planes), 1);
           Vs args{a, r, sums, k};
+          if (ahead) args.push_back(part(at.job));
+          V channel = e.add(column, c);
+          if (planes > 1)
+            args.push_back(
+                down ? e.at(weight, e.add(e.mul(channel, s.hidden), f))
+                     : e.at(weight, e.add(e.mul(f, s.dim), channel)));
           auto multiply = [&](bool accumulate) {
             e.call(planes > 1
-                       ? product(strip, accumulate)
+                       ? product(strip, accumulate, 0, job,
+                                 4 * (down ? s.hidden : s.dim))
                        : product(kPanel, accumulate, p.feature_rows * kPanel),
                    args);
           };

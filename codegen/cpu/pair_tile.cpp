@@ -5,7 +5,6 @@
 
 #include "codegen/cpu/lane_tile.h"
 #include "codegen/cpu/split_f32.h"
-#include "codegen/cpu/split_job.h"
 #include "support/error.h"
 
 namespace moec {
@@ -72,7 +71,7 @@ void split_steps(Emit& e, const PairProduct& m, V a, V k) {
       }
       if (!m.job) return;
       V turns = e.mul(e.lshr(x, e.i(5)), kSplitTurns);
-      split_job_turn(e, m.job, m.job_turned, first, e.add(turns, turn++));
+      split_job_turn(e, m.job, m.job_kind, first, e.add(turns, turn++));
     };
     for (int half = 0; half < 2; ++half)
       load_left(half, kHigh), load_right(half, kLow);

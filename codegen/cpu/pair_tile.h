@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "codegen/cpu/emit.h"
+#include "codegen/cpu/split_job.h"
 #include "codegen/cpu/target.h"
 
 namespace moec {
@@ -42,7 +43,7 @@ struct PairProduct {
   int64_t a_plane = 2 * kPairStep;
   // With planes: the record of what is split beside (split_job.h), or null.
   V job = nullptr;
-  bool job_turned = false;
+  SplitKind job_kind = SplitKind::None;
 };
 // So many that tiles and vectors keep each other's queues filled.
 inline int beside_parts(int planes) { return planes > 1 ? 4 : 1; }

@@ -1,5 +1,6 @@
 #include "codegen/cpu/split_job.h"
 
+#include <string>
 #include <tuple>
 
 #include "codegen/cpu/pair_tile.h"
@@ -21,10 +22,10 @@ enum Field {
   kEnd,
   kEach,
   kBlocks,
-  kTurned
+  kTurned,
+  kPitch
 };
 constexpr int64_t kChunk = 2 * kSplitPlanes * kPairStep;  // bytes
-constexpr int64_t kAhead = 512;                           // elements
 
 struct Record {
   Emit& e;
@@ -36,8 +37,8 @@ struct Record {
 };
 
 // item(record, number)
-Fn item(Emit& e, bool turned) {
-  const char* name = turned ? "turned_item" : "split_item";
+Fn item(Emit& e, SplitKind kind) {
+  const std::string name = "split_item" + std::to_string(int(kind));
   return e.define(name, {Ty::Ptr, Ty::I64}, [&](const Vs& a) {
     const int L = e.lanes();
     const Record r{e, a[0]};
@@ -48,22 +49,30 @@ Fn item(Emit& e, bool turned) {
       return std::tuple(e.select(later, r.pointer(kSecond), r.pointer(kFirst)),
                         e.sub(number, e.select(later, each, e.i(0))), later);
     };
-    auto chunk = [&](V p, V number, int64_t ahead) {
+    // 32 elements at p; the lines `ahead` of them are wanted later
+    auto chunk = [&](V p, V to, int64_t ahead) {
       Vs halves[2];
       for (int j = 0; j < 2; ++j) {
         if (ahead) e.prefetch(e.at(p, ahead + j * L), 2);
         halves[j] = split_f32(e, e.vload(DType::F32, e.at(p, j * L)));
       }
-      V to = e.at(r.pointer(kDst), number, kChunk);
       for (int i = 0; i < kSplitPlanes; ++i)
         e.store_raw(join_row(e, halves[0][i], halves[1][i]),
                     e.at(to, i * 2 * kPairStep, 1), 64);
     };
-    if (!turned) {
+    if (kind == SplitKind::Rows) {
       auto [from, n, later] = locate(e.mul(steps, kPairStep));
       V row = e.udiv(n, steps), step = e.urem(n, steps);
       V at = e.add(e.mul(row, stride), e.mul(step, kPairStep));
-      return chunk(e.at(from, at), number, kAhead);
+      return chunk(e.at(from, at), e.at(r.pointer(kDst), number, kChunk), 512);
+    }
+    if (kind == SplitKind::Panels) {
+      // the next 32 rows follow
+      V row = e.and_(number, e.i(kPairStep - 1)), step = e.lshr(number, e.i(5));
+      V at = e.add(e.mul(step, stride), e.mul(row, kPairStep));
+      V to = e.add(e.mul(row, r.get(kPitch)), e.mul(step, kChunk));
+      return chunk(e.at(r.pointer(kFirst), at), e.at(r.pointer(kDst), to, 1),
+                   kPairStep * kPairStep);
     }
     V blocks = r.get(kBlocks), length = e.mul(steps, kPairStep);
     auto turn = [&] {
@@ -86,7 +95,8 @@ Fn item(Emit& e, bool turned) {
     };
     e.if_(e.lt(number, blocks), turn, [&] {
       V n = e.sub(number, blocks);
-      chunk(e.at(r.pointer(kTurned), n, 4 * kPairStep), n, 0);
+      chunk(e.at(r.pointer(kTurned), n, 4 * kPairStep),
+            e.at(r.pointer(kDst), n, kChunk), 0);
     });
   });
 }
@@ -103,6 +113,7 @@ void start_split_job(Emit& e, V record, const SplitSource& s, V turns) {
     blocks = e.mul(e.mul(steps, each), s.matrices);
     r.set(kTurned, s.turned);
   }
+  if (s.pitch) r.set(kPitch, s.pitch);
   V end = e.add(blocks, chunks);
   r.set(kFirst, s.first), r.set(kSecond, s.second), r.set(kStride, s.stride);
   r.set(kDst, s.dst), r.set(kSteps, steps), r.set(kBlocks, blocks);
@@ -117,25 +128,25 @@ SplitSource select_source(Emit& e, V first, const SplitSource& a,
   return {pick(a.first, b.first),       pick(a.second, b.second),
           pick(a.matrices, b.matrices), pick(a.stride, b.stride),
           pick(a.length, b.length),     pick(a.dst, b.dst),
-          pick(a.turned, b.turned)};
+          pick(a.turned, b.turned),     pick(a.pitch, b.pitch)};
 }
 
-V split_job_operand(Emit& e, V record, bool turned) {
+V split_job_operand(Emit& e, V record, SplitKind kind) {
   const Record r{e, record};
   e.loop(r.get(kNext), r.get(kEnd), 1,
-         [&](V i) { e.call(item(e, turned), {record, i}); });
+         [&](V i) { e.call(item(e, kind), {record, i}); });
   r.set(kEnd, e.i(0));
   return r.pointer(kDst);
 }
 
 V split_job_begin(Emit& e, V record) { return Record{e, record}.get(kNext); }
 
-void split_job_turn(Emit& e, V record, bool turned, V first, V turn) {
+void split_job_turn(Emit& e, V record, SplitKind kind, V first, V turn) {
   const Record r{e, record};
   V each = r.get(kEach);
   V from = e.add(first, e.mul(turn, each));
   e.loop(from, e.min(e.add(from, each), r.get(kEnd)), 1,
-         [&](V i) { e.call(item(e, turned), {record, i}); });
+         [&](V i) { e.call(item(e, kind), {record, i}); });
 }
 
 void split_job_end(Emit& e, V record, V first, V turns) {

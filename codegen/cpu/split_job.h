@@ -12,17 +12,26 @@ inline constexpr int64_t kSplitJobBytes = 128;
 // Times that a product in planes looks at its job, for 32 elements of the sum.
 inline constexpr int64_t kSplitTurns = 6;
 
-// 32 rows of `length` f32, a multiple of 32, or twice 32 of two matrices:
-// source[row][k], or if `turned` source[k][row]. dst[row] has the row's planes
-// as an operand A, 6 * length bytes; the second matrix's rows follow.
+// How 32 rows of f32 lie that become a left operand.
+enum class SplitKind : uint8_t {
+  None,    // no job
+  Rows,    // [row][k], or twice 32 rows of two matrices
+  Turned,  // [k][row], of one or two matrices
+  Panels,  // [block of 32 along k][row][32]
+};
+
+// `length`, a multiple of 32, is that of the sum. dst[row] has the row's planes
+// as an operand A; a second matrix's rows follow the first one's.
 struct SplitSource {
   V first, second;  // the same if there is one
   V matrices;       // 1 or 2
-  V stride;         // elements between the source's rows
+  V stride;         // elements between rows, of Panels between blocks
   V length;
   V dst;
-  // Room for the turned f32, [rows][length].
+  // Of Turned: room for f32 [row][k].
   V turned = nullptr;
+  // Of Panels: bytes between rows of dst, else 6 * length.
+  V pitch = nullptr;
 };
 
 // One of two, element by element.
@@ -31,9 +40,9 @@ SplitSource select_source(Emit&, V first, const SplitSource&,
 // Sets the record up, to be done in `turns` turns of products.
 void start_split_job(Emit&, V record, const SplitSource&, V turns);
 // Does what the products have left over and returns the operand.
-V split_job_operand(Emit&, V record, bool turned);
+V split_job_operand(Emit&, V record, SplitKind kind);
 // Turn number `turn` of a product; `first` as the record had it before.
-void split_job_turn(Emit&, V record, bool turned, V first, V turn);
+void split_job_turn(Emit&, V record, SplitKind kind, V first, V turn);
 // Of a product with so many turns, before and after it.
 V split_job_begin(Emit&, V record);
 void split_job_end(Emit&, V record, V first, V turns);
