@@ -15,7 +15,8 @@ using B = CrossEntropyBuffer;
 // Aimed at: a share of L3, but not so little that the weights' gradient, which
 // each chunk reads and writes, weighs more than the products.
 constexpr int64_t kLogitsBytes = 16 << 20;
-constexpr int64_t kPairBytes = 32 << 20;  // faster products, so larger chunks
+// Fewer, and splitting f32 and padding cost more than tile registers give.
+constexpr int64_t kSplitVocab = 128, kSplitDim = 64;
 
 // Chunks of about equal size, of at most `most` tokens, in whole steps.
 int64_t even_chunk(int64_t tokens, int64_t most, int64_t step) {
@@ -35,13 +36,18 @@ const char* mode_name(CrossEntropyMode m) {
 
 }  // namespace
 
-int64_t CrossEntropySpec::chunk() const {
-  if (bf16) {  // two copies of two bytes
-    int64_t fits = kPairBytes / (4 * vocab) / 32 * 32;
-    return even_chunk(tokens, std::clamp<int64_t>(fits, 256, 1024), 32);
-  }
-  int64_t fits = kLogitsBytes / (4 * vocab) / 48 * 48;  // whole panels
-  return even_chunk(tokens, std::clamp<int64_t>(fits, 288, 960), 48);
+bool cross_entropy_in_pairs(const CrossEntropySpec& s, const Target& target) {
+  return s.bf16 ||
+         (target.amx_bf16 && s.vocab >= kSplitVocab && s.dim >= kSplitDim);
+}
+
+int64_t cross_entropy_chunk(const CrossEntropySpec& s, const Target& target) {
+  const int64_t fits = kLogitsBytes / (s.bf16 ? 2 : 4) / s.vocab;
+  if (cross_entropy_in_pairs(s, target))
+    return even_chunk(s.tokens, std::clamp<int64_t>(fits / 32 * 32, 256, 1024),
+                      32);
+  return even_chunk(s.tokens, std::clamp<int64_t>(fits / 48 * 48, 288, 960),
+                    48);  // whole panels
 }
 
 std::string cross_entropy_key(const CrossEntropyChunk& c,
@@ -68,9 +74,10 @@ std::vector<int64_t> cross_entropy_offsets(const CrossEntropySpec& s,
 
 CrossEntropyPlan cross_entropy_plan(const CrossEntropySpec& s,
                                     const Target& target) {
-  if (s.bf16) return cross_entropy_pair_plan(s, target);
+  if (cross_entropy_in_pairs(s, target))
+    return cross_entropy_pair_plan(s, target);
   const int64_t panel = wide_panel(target);
-  const int64_t chunk = s.chunk();
+  const int64_t chunk = cross_entropy_chunk(s, target);
   const bool grads = s.mode != CrossEntropyMode::Loss;
   CrossEntropyPlan plan;
   CrossEntropyChunk first(s, chunk, panel);

@@ -24,8 +24,6 @@ struct CrossEntropySpec {
   bool bias = false;
   CrossEntropyMode mode = CrossEntropyMode::Both;
   bool bf16 = false;  // x, w, the bias and their gradients; the rest is f32
-
-  int64_t chunk() const;  // tokens of which logits exist at a time
 };
 
 enum class CrossEntropyBuffer : uint8_t {
@@ -43,9 +41,8 @@ enum class CrossEntropyBuffer : uint8_t {
   Logits,
   Xt,
   Stats,
-  // And in bf16, the last three for all chunks.
+  // And as products over pairs, in bf16 the last three for all chunks.
   XPairs,
-  Pairs,
   Wt,
   Sums,
   BiasSums,
@@ -61,6 +58,11 @@ struct CrossEntropyPlan {
   std::vector<CrossEntropyLaunch> launches;
   std::vector<std::pair<CrossEntropyBuffer, int64_t>> workspaces;  // bytes
 };
+
+// Whether as products over pairs: bf16, and f32 that gains by tile registers.
+bool cross_entropy_in_pairs(const CrossEntropySpec&, const Target&);
+// Tokens of which logits exist at a time.
+int64_t cross_entropy_chunk(const CrossEntropySpec&, const Target&);
 
 CrossEntropyPlan cross_entropy_plan(const CrossEntropySpec&, const Target&);
 

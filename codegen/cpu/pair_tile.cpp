@@ -37,7 +37,9 @@ void plain_steps(Emit& e, const PairProduct& m, V a, V k) {
 
 // The same in three planes. Of an operand only one plane is
 // in registers; on the way through the six products it is the left one or the
-// right one that changes, and a register is loaded as soon as it is free.
+// right one that changes, and a register is loaded as soon as it is free. The
+// next step's lines, too many for the hardware's prefetcher, are asked for two
+// products at a time.
 void split_steps(Emit& e, const PairProduct& m, V a, V k) {
   constexpr int kHigh = 0, kMid = 1, kLow = 2;
   const int64_t plane_b = m.ldb * kPairStep / 2;
@@ -58,13 +60,24 @@ void split_steps(Emit& e, const PairProduct& m, V a, V k) {
     auto multiply = [&](int i, int j) {
       e.tile_dpbf16(kSums + 2 * i + j, kLeft + i, kRight + j);
     };
-    int pairs = 0;
+    int pairs = 0, line = 0;
+    constexpr int kStepPairs = kSplitPlanes * int(kPairStep) / 2;
+    constexpr int kShare = 32 * kSplitPlanes / 12;  // lines of each operand
+    auto fetch = [&] {
+      for (int end = line + kShare; line < end; ++line) {
+        const int row = line / kSplitPlanes, plane = line % kSplitPlanes;
+        e.prefetch(e.at(left, m.a_step + plane * m.a_plane + row * m.lda, 1));
+        e.prefetch(
+            e.at(right, (line / 2 + kStepPairs) * m.ldb + line % 2 * 64, 1));
+      }
+    };
     // the four products of the planes, then the next plane of one side, or none
     auto products = [&](int next_left, int next_right) {
       for (int outer = 0; outer < 2; ++outer) {
         const bool by_right = next_right >= 0;
         for (int inner = 0; inner < 2; ++inner)
           by_right ? multiply(inner, outer) : multiply(outer, inner);
+        fetch();
         if (next_right >= 0) load_right(outer, next_right);
         if (next_left >= 0) load_left(outer, next_left);
         if (m.beside && ++pairs % 3 == 0) m.beside(x, pairs / 3 - 1);

@@ -35,17 +35,19 @@ inline Floats random_floats(size_t n, unsigned seed, float scale = 1) {
   return v;
 }
 
-// All tasks of one launch, in order. The scratch starts as NaN, so that a
-// kernel that reads what it has not written is found out.
+// All tasks of one launch, in order or from the last one on. The scratch starts
+// as NaN, so that a kernel that reads what it has not written is found out.
 struct OneThread {
-  std::vector<std::byte> memory;
+  std::vector<std::byte> memory = {};
+  bool reversed = false;
   void run(KernelFn fn, const KernelSpec& spec, std::vector<void*> buffers) {
     const size_t need = size_t(spec.scratch_bytes) + 64;
     if (memory.size() < need) memory.assign(need, std::byte(0xff));
     auto at = reinterpret_cast<uintptr_t>(memory.data());
     auto* scratch = reinterpret_cast<std::byte*>((at + 63) / 64 * 64);
     for (int64_t t = 0; t < spec.tasks; ++t)
-      fn(reinterpret_cast<std::byte* const*>(buffers.data()), t, scratch);
+      fn(reinterpret_cast<std::byte* const*>(buffers.data()),
+         reversed ? spec.tasks - 1 - t : t, scratch);
   }
 };
 
