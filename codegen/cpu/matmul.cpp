@@ -126,7 +126,7 @@ MatmulPlan plan_pairs(const MatmulDesc& d, int workspace) {
            p.batch / p.batch_per_task > 2 * kTasks)
       p.batch_per_task *= 2;
 
-  p.overlaps = p.block_k > kShortSum;
+  p.overlaps = p.block_k > kShortSum || p.planes > 1;
   p.fetch_outputs = m * n * p.batch * 2 > kFarBytes;
   // packed before only what several tasks would pack
   p.workspace_b = can_pack && p.blocks_m > 1;
@@ -135,7 +135,7 @@ MatmulPlan plan_pairs(const MatmulDesc& d, int workspace) {
   if (p.workspace_b) {
     p.b_pitch = padded / 2 * kTile * p.planes;
     p.workspace_bytes = ceil_div(n, kTile) * p.b_pitch * 4;
-    if (p.block_k > kShortSum)
+    if (p.overlaps)
       p.lines_ahead = ceil_div(kTile * kTile * p.planes, p.block_m);
   }
   p.a_pitch = (p.workspace_a ? padded : p.block_k) / 2 * kTile * p.planes;
