@@ -9,6 +9,13 @@ namespace {
 constexpr int64_t kTileBytes = 4 * kTileUnits;
 constexpr int64_t kSumBytes = 4 * kPairStep * kPairStep;
 
+// Parts of a step in which something is done beside the tiles: one if there are
+// so many steps that a row or two are enough for each.
+int64_t parts_used(const MatmulPlan& p) {
+  constexpr int64_t kManySteps = 16;
+  return p.block_k / kPairStep < kManySteps ? beside_parts(p.planes) : 1;
+}
+
 }  // namespace
 
 // Row r of a tile's sums: on to the outputs, or to the sums of all k blocks.
@@ -59,8 +66,10 @@ Fn MatmulBody::pair_tile(int64_t cols) {
   return e.define("pairs" + std::to_string(cols), params, [&](const Vs& x) {
     const Vs bases(x.begin() + 14, x.end());
     const Pending t = pending_from(&x[7]);
-    const int64_t ld = 4 * p.panel, steps = p.block_k / kPairStep;
-    const int64_t rows = (kPairStep + steps - 1) / steps;  // a step
+    const int64_t ld = 4 * p.panel, parts = parts_used(p);
+    const int64_t turns = p.block_k / kPairStep * parts;
+    const int64_t rows = ceil_div(kPairStep, turns);  // a turn
+    const int64_t lines = ceil_div(p.lines_ahead, parts);
     PairProduct m{x[0], a_row, x[1], ld, x[2], ld};
     m.planes = p.planes, m.a_plane = kTileBytes;
     if (p.a != MatmulPlan::A::Direct) m.a_step = kTileBytes * p.planes;
@@ -68,9 +77,10 @@ Fn MatmulBody::pair_tile(int64_t cols) {
     const Vs here = moved(bases, x[5], x[6]);
     V fetches = e.ge(x[5], e.i(0));
     auto beside = [&](V k, int part) {
-      if (part != (beside_parts(p.planes) - 1) / 2) return;
-      V step = e.lshr(k, e.i(5));
-      V first = e.mul(step, rows), r = e.add(t.from, first);
+      if (parts == 1 && part != beside_parts(p.planes) / 2) return;
+      V turn = e.mul(e.lshr(k, e.i(5)), parts);
+      if (parts > 1) turn = e.add(turn, part);
+      V first = e.mul(turn, rows), r = e.add(t.from, first);
       auto some = [&] {
         e.loop(r, e.min(e.add(r, rows), t.end), 1,
                [&](V r) { pair_row(t, r, bases, cols); });
@@ -85,8 +95,8 @@ Fn MatmulBody::pair_tile(int64_t cols) {
                 pair_row(t, e.add(r, i), bases, cols);
             },
             some);
-      V line = e.at(x[4], e.mul(step, p.lines_ahead * kLine), 1);
-      for (int64_t i = 0; i < p.lines_ahead; ++i)
+      V line = e.at(x[4], e.mul(turn, lines * kLine), 1);
+      for (int64_t i = 0; i < lines; ++i)
         e.prefetch(e.at(line, i * kLine, 1), 2);
       if (!p.fetch_outputs) return;
       e.if_(fetches, [&] {
@@ -97,7 +107,7 @@ Fn MatmulBody::pair_tile(int64_t cols) {
     if (p.overlaps) m.beside = beside;
     pair_product(e, m, e.i(kPairStep), x[3], false);
     if (!p.overlaps) return;
-    V rest = e.add(t.from, e.mul(e.lshr(x[3], e.i(5)), rows));
+    V rest = e.add(t.from, e.mul(e.lshr(x[3], e.i(5)), parts * rows));
     e.if_(e.lt(rest, t.end), [&] {
       Vs last{rest};
       last.insert(last.end(), x.begin() + 7, x.end());
@@ -122,6 +132,8 @@ void MatmulBody::pair_block(const Block& x, V k0, V kk, V flags) {
     a = packed;
   }
   V k = e.and_(e.add(kk, kPairStep - 1), e.i(-kPairStep));
+  const int64_t parts = parts_used(p);
+  const int64_t lines = ceil_div(p.lines_ahead, parts) * parts;
   V ends = e.ne(e.and_(flags, e.i(2)), e.i(0));
   // the first of several blocks needs nobody to pass its sums on
   V kept = e.eq(flags, e.i(0));
@@ -153,7 +165,7 @@ void MatmulBody::pair_block(const Block& x, V k0, V kk, V flags) {
           V strip = direct ? e.mul(e.sub(at, early), a_row)
                            : e.mul(e.lshr(at, e.i(5)), p.a_pitch * 4);
           V share = e.mul(e.lshr(at, e.i(5)),
-                          p.block_k / kPairStep * p.lines_ahead * kLine);
+                          p.block_k / kPairStep * lines * kLine);
           V own = p.split_k ? e.at(sums, e.mul(at, p.panel)) : turn;
           V here =
               e.select(e.eq(before[0], turn), e.at(turn, kSumBytes, 1), turn);
