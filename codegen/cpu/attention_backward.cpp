@@ -261,7 +261,7 @@ struct Backward : BackwardTiles {
     // The rows of X that a few channels take stay in L1 while all keys pass.
     auto sums = [&](V p, V x, int64_t ldx, V c, int64_t ldc, int64_t channels,
                     const Fetch& f, const Fetch& g) {
-      const bool wide = many && channels == 4 * L;
+      const bool wide = many && channels % (4 * L) == 0;
       const int cols = wide ? 4 : 2,
                 tall_rows = wide ? kTallRows / 2 : kTallRows;
       const int64_t lines =
