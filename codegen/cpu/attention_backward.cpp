@@ -298,6 +298,14 @@ struct Backward : BackwardTiles {
   }
 };
 
+// Whether products in tile registers of split operands pay: enough channels for
+// each pair of a query and a key, whose weights are split, and enough pairs for
+// each row.
+bool splits_backward(const AttentionSpec& s, const Target& target) {
+  return target.amx_bf16 && s.dim >= 64 && s.value_dim >= 64 &&
+         attention_pairs(s) >= 128.0 * double(s.q_len);
+}
+
 }  // namespace
 
 KernelSpec attention_backward(const AttentionSpec& s, const Target& target) {
@@ -306,7 +314,7 @@ KernelSpec attention_backward(const AttentionSpec& s, const Target& target) {
   KernelSpec spec;
   spec.key = attention_key("attention_grad", s);
   spec.tasks = s.batch * s.kv_heads * (int64_t(key_parts(s).size()) - 1);
-  if (s.bf16) {
+  if (s.bf16 || splits_backward(s, target)) {
     emit_pairs_backward(spec, s, target);
   } else {
     spec.emit = [s](Emit& e) { Backward{e, s}.kernel(); };

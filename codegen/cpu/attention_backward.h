@@ -1,4 +1,4 @@
-// The products of the attention's backward on f32: what a pair of blocks of
+// The products of the attention's backward on f32 vectors: what a pair of blocks of
 // queries and keys computes.
 #pragma once
 #include "codegen/cpu/attention_emit.h"

@@ -32,10 +32,11 @@ inline int64_t transposed_row(int64_t keys, int planes) {
 }
 struct TransposedKeys {
   int64_t row, block, bytes;
-  TransposedKeys(int64_t keys, int64_t channels) {
-    row = transposed_row(std::min(keys, kKeyPanel), 1);
+  TransposedKeys(int64_t keys, int64_t channels, int64_t panel = kKeyPanel,
+                 int planes = 1) {
+    row = transposed_row(std::min(keys, panel), planes);
     block = channels * row;
-    bytes = (keys + kKeyPanel - 1) / kKeyPanel * block;
+    bytes = (keys + panel - 1) / panel * block;
   }
 };
 
@@ -43,7 +44,8 @@ struct TransposedKeys {
 // and so near each other that they spread over the cache.
 inline bool rows_stand(const AttentionSpec& s, const AttentionView& v,
                        int64_t channels) {
-  return s.k_len % kPairStep == 0 && channels % kPairStep == 0 && v.row <= 512;
+  return s.bf16 && s.k_len % kPairStep == 0 && channels % kPairStep == 0 &&
+         v.row <= 512;
 }
 
 // What one (batch, kv head) has in the workspace of the forward: K, unless it

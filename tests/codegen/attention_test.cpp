@@ -196,6 +196,13 @@ TEST_CASE("attention agrees with the definition") {
     check(t, make_spec(1, 1, 1, 90, 90, 132, 130, true));
     // blocks of keys whose first queries see all of them
     check(t, make_spec(1, 4, 2, 300, 556, 64, 48, true));
+    // f32 long and wide enough for tile registers
+    check(t, make_spec(1, 4, 2, 303, 403, 72, 64, true));
+    AttentionSpec wide = make_spec(1, 2, 2, 600, 600, 64, 67, true);
+    wide.window = 240;
+    wide.set_layout(true);
+    check(t, wide);
+    check(t, make_spec(1, 1, 1, 45, 1600, 64, 64, false));
     // keys with several owners
     check_both(t, make_spec(1, 2, 1, 1101, 1101, 20, 9, true));
     check_both(t, make_spec(1, 1, 1, 45, 1600, 16, 16, false));
@@ -266,6 +273,9 @@ TEST_CASE("attention regenerates dropout from its counter") {
     s = make_spec(2, 4, 2, 192, 192, 8, 8, true);
     s.dropout = 0.2, s.stream = 7;
     check_both(t, s);
+    s = make_spec(1, 2, 1, 190, 320, 64, 64, true);
+    s.dropout = 0.2, s.stream = 7;
+    check(t, s);
     s = make_spec(1, 1, 1, 1088, 1088, 8, 8, true);
     s.dropout = 0.3, s.stream = 1;
     check(t, s);
