@@ -20,7 +20,6 @@ constexpr double kLog2e = 1.44269504088896340736;
 // Steps of a sum whose pairs, for one panel of columns, stay in L1 or, with
 // planes, whose operands stay in L2.
 constexpr int64_t kSteps = 512;
-constexpr int64_t kSplitSteps = 256;
 
 // Sizes and leading dimensions in bytes, except those of the problem. Operands
 // B are slabs of kPairStep lanes, which panels divide. A line more keeps rows
@@ -42,7 +41,6 @@ struct Layout {
         dtype(chunk.spec.bf16 ? DType::BF16 : DType::F32),
         element(dtype_size(dtype)) {}
   bool split() const { return planes > 1; }
-  int64_t steps() const { return split() ? kSplitSteps : kSteps; }
   // `n` elements of the sum in a slab and in a row of an operand A.
   int64_t slab(int64_t n) const { return n / 2 * planes * kLanes; }
   int64_t row(int64_t n) const { return 2 * n * planes; }
@@ -55,7 +53,7 @@ struct Layout {
   }
   int64_t dlogits_ld() const { return row(tokens) + 64; }  // in planes
   int64_t weights_ld() const {                             // transposed
-    return row(split() ? kSplitSteps : vocab) + 64;
+    return row(split() ? kSteps : vocab) + 64;
   }
 
   PairRows rows(V base, int64_t stride, V count, int64_t channels) const {
@@ -362,17 +360,18 @@ void emit_dw(Emit& e, const Chunk& c, Order order) {
 // A task of dX owns some tokens and channels: many of these, since for each
 // block of channels it makes the pairs of its tokens again.
 constexpr int64_t kDxTokens = 8 * kPairStep;
-constexpr int64_t kDxChannels = 512;
 struct DxTasks {
   int64_t splits, channels, tasks;
   explicit DxTasks(const Chunk& c)
-      : splits((c.spec.dim + kDxChannels - 1) / kDxChannels),
+      : splits((c.spec.dim + most(c) - 1) / most(c)),
         channels(pair_padded((c.spec.dim + splits - 1) / splits)),
         tasks((c.padded() + kDxTokens - 1) / kDxTokens * splits) {}
+  // Of a panel's sums and the weights of kSteps, which planes make larger.
+  static int64_t most(const Chunk& c) { return c.spec.bf16 ? 512 : 384; }
   // Sums, pairs and, with planes, the transposed weights.
   int64_t sums() const { return 4 * kDxTokens * channels; }
   int64_t scratch(const Layout& l) const {
-    return sums() + l.slab(l.steps()) +
+    return sums() + l.slab(kSteps) +
            (l.split() ? channels * l.weights_ld() : 0);
   }
 };
@@ -388,7 +387,7 @@ void emit_dx(Emit& e, const Chunk& c) {
   V t0 = e.mul(e.div(e.task(), e.i(tasks.splits)), kDxTokens);
   V t1 = e.min(e.add(t0, kDxTokens), e.i(l.tokens));
   V sums = e.scratch(), pairs = e.at(sums, tasks.sums(), 1);
-  V planes = e.at(pairs, l.slab(l.steps()), 1);
+  V planes = e.at(pairs, l.slab(kSteps), 1);
   // f(how many channels), a constant
   auto with_width = [&](const std::function<void(int64_t)>& f) {
     const int64_t last = d - (tasks.splits - 1) * tasks.channels;
@@ -400,11 +399,10 @@ void emit_dx(Emit& e, const Chunk& c) {
   auto sums_of = [&](V t) {
     return e.at(sums, e.mul(e.sub(t, t0), tasks.channels));
   };
-  zero_fill(e, sums, e.mul(e.sub(t1, t0), tasks.channels));
   V source = e.at(e.buffer(0), from, l.element);
   begin_pairs(e);
-  e.loop(e.i(0), e.i(l.vocab), l.steps(), [&](V v) {
-    V steps = e.min(e.i(l.steps()), e.sub(e.i(l.vocab), v));
+  e.loop(e.i(0), e.i(l.vocab), kSteps, [&](V v) {
+    V steps = e.min(e.i(kSteps), e.sub(e.i(l.vocab), v));
     V weights = planes;
     if (l.split())
       with_width([&](int64_t width) {
@@ -420,10 +418,12 @@ void emit_dx(Emit& e, const Chunk& c) {
       pack_interleaved(e, l.rows(dlogits, kPairStep, steps, kPairStep), e.i(0),
                        steps, pairs, l.kLanes);
       e.loop(e.i(0), e.i(kPairStep), c.panel, [&](V lane) {
-        pair_product(e,
-                     l.product(weights, l.weights_ld(), e.at(pairs, lane),
-                               sums_of(e.add(t, lane))),
-                     channels, steps, true);
+        PairProduct m = l.product(weights, l.weights_ld(), e.at(pairs, lane),
+                                  sums_of(e.add(t, lane)));
+        e.if_(
+            e.eq(v, e.i(0)),
+            [&] { pair_product(e, m, channels, steps, false); },
+            [&] { pair_product(e, m, channels, steps, true); });
       });
     });
   });

@@ -202,6 +202,21 @@ V load_two_rows(Emit& e, V low, V high, int64_t n) {
   return e.or_(load(low), e.shl(load(high), e.i32(16)));
 }
 
+// The same of two vectors, one after the other.
+Vs join_rows(Emit& e, V low, V high, int64_t n) {
+  const int L = e.lanes();
+  V even = e.revector(load_pairs(e, low, n), Ty::I16);
+  V odd = e.revector(load_pairs(e, high, n), Ty::I16);
+  Vs out;
+  for (int half = 0; half < 2; ++half) {
+    std::vector<int> pick;
+    for (int k = half * L; k < (half + 1) * L; ++k)
+      pick.insert(pick.end(), {k, 2 * L + k});
+    out.push_back(e.revector(e.shuffle(even, odd, pick), Ty::I32));
+  }
+  return out;
+}
+
 // body(first channel, how many of `step` exist) up to the padded width.
 void for_channels(Emit& e, int64_t channels, int64_t step,
                   const std::function<void(V c, int64_t n)>& body) {
@@ -305,10 +320,11 @@ void pack_interleaved(Emit& e, const PairRows& rows, V from, V n, V dst,
       });
     }
     V to = e.at(dst, e.mul(r, ld / 2), 1);
-    for_channels(e, rows.channels, L, [&](V c, int64_t n) {
-      V x = n ? load_two_rows(e, e.at(low, c, 2), e.at(high, c, 2), n)
-              : e.zero(Ty::I32, 0);
-      e.store_raw(x, e.at(to, c), 4);
+    for_channels(e, rows.channels, 2 * L, [&](V c, int64_t n) {
+      Vs pairs(2, e.zero(Ty::I32, 0));
+      if (n) pairs = join_rows(e, e.at(low, c, 2), e.at(high, c, 2), n);
+      for (int half = 0; half < 2; ++half)
+        e.store_raw(pairs[half], e.at(e.at(to, c), half * L), 4);
     });
   });
 }
