@@ -1,8 +1,9 @@
 // The output projection and its cross entropy in chunks of tokens, on f32 or
 // bf16: the [tokens, vocab] logits never exist at once. Tokens stand in the
-// vector lanes and W is broadcast from its plain layout, so logits^T, dlogits^T
-// in place, dW += dlogits^T X and dX^T = W^T dlogits^T run from the same two
-// buffers, and each logit is exponentiated once.
+// lanes, so that logits^T, dlogits^T in place, dW += dlogits^T X and dX^T = W^T
+// dlogits^T run from the same buffer, and each logit is exponentiated once. By
+// FMAs W is broadcast from its plain layout; products over pairs, of bf16 or in
+// tile registers, are in cross_entropy_pair.cpp.
 #pragma once
 #include <cstdint>
 #include <utility>
