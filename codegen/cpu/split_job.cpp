@@ -23,7 +23,8 @@ enum Field {
   kEach,
   kBlocks,
   kTurned,
-  kPitch
+  kPitch,
+  kReciprocal  // 2^32 / steps, rounded up
 };
 constexpr int64_t kChunk = 2 * kSplitPlanes * kPairStep;  // bytes
 
@@ -43,11 +44,20 @@ Fn item(Emit& e, SplitKind kind) {
     const int L = e.lanes();
     const Record r{e, a[0]};
     V steps = r.get(kSteps), stride = r.get(kStride), number = a[1];
+    // n by steps, exact for both below 2^16: a division takes far longer
+    auto row_and_step = [&](V n) {
+      V row = e.lshr(e.mul(n, r.get(kReciprocal)), e.i(32));
+      return std::pair(row, e.sub(n, e.mul(row, steps)));
+    };
     // the number within the second matrix, after `each` items of the first
     auto locate = [&](V each) {
       V later = e.ge(number, each);
       return std::tuple(e.select(later, r.pointer(kSecond), r.pointer(kFirst)),
                         e.sub(number, e.select(later, each, e.i(0))), later);
+    };
+    auto place = [&](V row, V step) {
+      V at = e.add(e.mul(row, r.get(kPitch)), e.mul(step, kChunk));
+      return e.at(r.pointer(kDst), at, 1);
     };
     // 32 elements at p; the lines `ahead` of them are wanted later
     auto chunk = [&](V p, V to, int64_t ahead) {
@@ -62,16 +72,16 @@ Fn item(Emit& e, SplitKind kind) {
     };
     if (kind == SplitKind::Rows) {
       auto [from, n, later] = locate(e.mul(steps, kPairStep));
-      V row = e.udiv(n, steps), step = e.urem(n, steps);
+      auto [row, step] = row_and_step(n);
       V at = e.add(e.mul(row, stride), e.mul(step, kPairStep));
-      return chunk(e.at(from, at), e.at(r.pointer(kDst), number, kChunk), 512);
+      V place_row = e.add(row, e.select(later, e.i(kPairStep), e.i(0)));
+      return chunk(e.at(from, at), place(place_row, step), 512);
     }
     if (kind == SplitKind::Panels) {
       // the next 32 rows follow
       V row = e.and_(number, e.i(kPairStep - 1)), step = e.lshr(number, e.i(5));
       V at = e.add(e.mul(step, stride), e.mul(row, kPairStep));
-      V to = e.add(e.mul(row, r.get(kPitch)), e.mul(step, kChunk));
-      return chunk(e.at(r.pointer(kFirst), at), e.at(r.pointer(kDst), to, 1),
+      return chunk(e.at(r.pointer(kFirst), at), place(row, step),
                    kPairStep * kPairStep);
     }
     V blocks = r.get(kBlocks), length = e.mul(steps, kPairStep);
@@ -95,8 +105,8 @@ Fn item(Emit& e, SplitKind kind) {
     };
     e.if_(e.lt(number, blocks), turn, [&] {
       V n = e.sub(number, blocks);
-      chunk(e.at(r.pointer(kTurned), n, 4 * kPairStep),
-            e.at(r.pointer(kDst), n, kChunk), 0);
+      auto [row, step] = row_and_step(n);
+      chunk(e.at(r.pointer(kTurned), n, 4 * kPairStep), place(row, step), 0);
     });
   });
 }
@@ -113,8 +123,9 @@ void start_split_job(Emit& e, V record, const SplitSource& s, V turns) {
     blocks = e.mul(e.mul(steps, each), s.matrices);
     r.set(kTurned, s.turned);
   }
-  if (s.pitch) r.set(kPitch, s.pitch);
-  V end = e.add(blocks, chunks);
+  r.set(kPitch, s.pitch ? s.pitch : e.mul(steps, kChunk));
+  V end = e.add(blocks, chunks), whole = e.max(steps, e.i(1));
+  r.set(kReciprocal, e.udiv(e.add(whole, e.i((int64_t(1) << 32) - 1)), whole));
   r.set(kFirst, s.first), r.set(kSecond, s.second), r.set(kStride, s.stride);
   r.set(kDst, s.dst), r.set(kSteps, steps), r.set(kBlocks, blocks);
   r.set(kNext, e.i(0)), r.set(kEnd, end);

@@ -30,7 +30,7 @@ struct SplitSource {
   V dst;
   // Of Turned: room for f32 [row][k].
   V turned = nullptr;
-  // Of Panels: bytes between rows of dst, else 6 * length.
+  // Bytes between rows of dst, if not 6 * length.
   V pitch = nullptr;
 };
 
