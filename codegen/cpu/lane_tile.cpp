@@ -18,6 +18,11 @@ LaneTile channel_tile(int64_t channels, const Target& t) {
   return {many ? 14 : 4, 2, t.lanes};
 }
 
+LaneTile row_tile(int vectors, const Target& t) {
+  const int rows = t.registers < 32 || vectors > 3 ? 4 : 20 - 4 * vectors;
+  return {rows, vectors, t.lanes};
+}
+
 Vs zero_tile(Emit& e, LaneTile t) {
   return Vs(size_t(t.rows) * t.cols, e.zero(Ty::F32, t.width));
 }

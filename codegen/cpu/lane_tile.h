@@ -33,6 +33,8 @@ inline int wide_panel(const Target& t) { return wide_vectors(t) * t.lanes; }
 // The tile of sums over tokens that has `channels` in its lanes: three vectors
 // where they divide the channels, else tall and two across.
 LaneTile channel_tile(int64_t channels, const Target&);
+// The tallest tile that is `vectors` wide, with whole vectors of rows or parts.
+LaneTile row_tile(int vectors, const Target&);
 
 // Element (row, k) of the broadcast operand: base[row * row_stride +
 // k * step], in f32 elements.

@@ -187,7 +187,7 @@ Lowered lower_backward(const Home& home, const Target& t,
   auto take = [&](MoeBuffer b, i64 bytes) {
     places[size_t(b)] = {home.workspace, w.take(bytes)};
   };
-  take(MoeBuffer::DHidden, moe_saved_bytes(s));
+  take(MoeBuffer::DHidden, moe_hidden_grad_bytes(s));
   take(MoeBuffer::Activated, moe_activated_bytes(s));
   take(MoeBuffer::SlotWeights, 4 * s.slots());
   Lowered out;

@@ -99,7 +99,7 @@ void for_expert_task(Emit& e, const MoeSpec& s, SlotCut cut, V offsets,
     V from = begin(found[1]), skip = e.mul(from, cut.panel);
     V end = e.min(e.mul(begin(e.add(found[1], 1)), cut.panel), n);
     body({found[0], e.add(first, skip), e.sub(end, skip),
-          e.add(found[2], from)});
+          e.add(found[2], from), first, n});
   });
 }
 
@@ -110,7 +110,7 @@ ExpertTask whole_expert(Emit& e, SlotCut cut, V offsets, V expert) {
   })[0];
   V first = offset(e, offsets, expert);
   V n = e.sub(offset(e, offsets, e.add(expert, 1)), first);
-  return {expert, first, n, panels};
+  return {expert, first, n, panels, first, n};
 }
 
 void load_slot_weights(Emit& e, const MoeBuffers& buffer, const ExpertTask& t,

@@ -1,8 +1,8 @@
 // Routed experts as fused kernels on f32: rows gathered in the prologue, both
 // projections and the activation of a block of features in one task, combined
-// by the inverse permutation. Tokens stand in the vector lanes, weights are
-// broadcast from plain row-major memory, so one copy serves all directions and
-// nothing but panels of tokens is ever packed. Saved for the backward are the
+// by the inverse permutation. Tokens stand in the vector lanes of the forward,
+// in the rows of the backward: either way weights are read from plain row-major
+// memory, so one copy serves all directions. Saved for the backward are the
 // pre-activations alone: the gradient of the combine weights is <dA', A>, as
 // in SonicMoE, not <dO, Y>.
 //
@@ -68,8 +68,8 @@ enum class MoeBuffer : uint8_t {
   Rows,         // workspace [slots, dim]: y or dx of each slot
   Y,            // [tokens, dim]
   Dy,           // [tokens, dim]
-  DHidden,      // workspace like Saved
-  Activated,    // workspace, padded_slots() * hidden: weighted activations
+  DHidden,      // workspace, moe_hidden_grad_bytes()
+  Activated,    // workspace, moe_activated_bytes(): weighted activations
   SlotWeights,  // workspace [slots]
   Dx,
   DWeights,
@@ -98,9 +98,10 @@ struct MoeLaunch {
   std::vector<int> more = {};  // the node's, after those
 };
 
-// Bytes of what is saved or its gradient, of the weighted activations and of
+// Bytes of what is saved, of its gradient, of the weighted activations and of
 // one packed matrix of all experts, 0 where none is packed.
 int64_t moe_saved_bytes(const MoeSpec&);
+int64_t moe_hidden_grad_bytes(const MoeSpec&);
 int64_t moe_activated_bytes(const MoeSpec&);
 int64_t moe_packed_bytes(const MoeSpec&, MoeBuffer);
 // Whether the target has kernels for bf16 operands, and whether f32 operands

@@ -1,7 +1,12 @@
-// The first of two phases: per task_slots() slots of an expert dA' = W_down^T
-// dO, then dH, the weighted activations, the gradient of the combine weights
-// and dX of each slot. The second one is in moe_weights.cpp.
-#include "codegen/cpu/moe_emit.h"
+// The first of two phases: per grad_slots() slots of an expert dA' = dO W_down,
+// then dH, the weighted activations, the gradient of the combine weights and
+// dX of each slot. Slots are the rows here, features or channels stand in the
+// lanes: both products take the weights as they lie in memory, and no lane is
+// left to slots that don't exist. The second phase is in moe_weights.cpp.
+#include <algorithm>
+#include <numeric>
+
+#include "codegen/cpu/moe_backward_tiles.h"
 
 namespace moec {
 
@@ -9,250 +14,280 @@ namespace {
 
 using B = MoeBuffer;
 
-// Scratch, in f32: dO^T and dX^T of the task's panels, combine weights and
-// their gradient; a block of features of W_down, then of W_up or W_gate, as
-// [tile][k][rows]: walked down a column in place, each line would come from L2
-// twice, and the tiles a line apart keep off one set of L1.
+// Features between two updates of dX, whole tiles on every target.
+constexpr int64_t kGradBlock = 48;
+
+// Whether tiles of `rows` rows of a weight are packed: where the rows fill most
+// of the sets of L2 that they map to, or each load would cross a line.
+bool packs(int64_t rows, int64_t stride) {
+  constexpr int64_t kWay = 128 << 10, kRows = 4;
+  return stride % 16 || rows * std::gcd(4 * stride, kWay) > kRows * kWay;
+}
+bool packs_down(const MoeSpec& s) { return packs(s.dim, s.hidden); }
+bool packs_back(const MoeSpec& s) { return packs(2 * kGradBlock, s.dim); }
+
+// Most slots of a task: so few that their dH, H and weights stay in L2, but for
+// what packing costs.
+int64_t grad_slots(const MoeSpec& s) {
+  return packs_back(s) ? task_slots(s) : std::min<int64_t>(task_slots(s), 144);
+}
+
+// Scratch, in f32: rows of dO and of dX, padded, combine weights, their
+// gradient as [slot][lanes], dA' of lanes() slots and a tile, a tile of
+// weights.
 struct Layout {
-  int64_t g = 0, x, w, dw, packed, end;
-  int64_t down_pitch, back_pitch;
-  Layout(const MoeSpec& s, int rows)
-      : x(g + task_slots(s) * s.dim),
-        w(x + task_slots(s) * s.dim),
-        dw(w + task_slots(s)),
-        packed((dw + task_slots(s) + 15) / 16 * 16),
-        down_pitch(s.dim * rows + 16),
-        back_pitch(kFeatureBlock * rows + 16) {
-    end = packed + std::max(kFeatureBlock / rows * down_pitch,
-                            (s.dim + rows - 1) / rows * back_pitch);
+  int64_t g = 0, x, w, dw, da, packed, end;
+  explicit Layout(const MoeSpec& s) {
+    const int64_t slots = grad_slots(s);
+    const int64_t padded = (s.dim + 15) / 16 * 16;
+    x = g + slots * padded;
+    w = x + slots * padded;
+    dw = w + slots;
+    da = dw + slots * 16;
+    packed = da + 16 * 48;
+    const int64_t down = packs_down(s) ? s.dim : 0;
+    end = packed + 48 * std::max(down, packs_back(s) ? 4 * kGradBlock : 0);
   }
 };
 
-struct Hidden {
-  Emit& e;
-  const MoeSpec& s;
+struct Hidden : HiddenTiles {
   const MoeBuffers buffer;
-  const int L = e.lanes(), vectors = wide_vectors(e.target());
-  const int panel = vectors * L, rows = tile_rows(e.target());
-  const bool gated = is_gated(s.activation);
+  // Lines of a row of features that a call fetches.
+  static constexpr int64_t kLines = kGradBlock / 2;
 
-  // hidden(W_down, Gt, H, dH, A, w, dw, next1, stride1, next2, stride2, next3):
-  // dA' of some features; then dw += <dA', A>, dH and A' = w A
-  Fn hidden(LaneTile t) {
-    std::string name = "hidden" + std::to_string(t.rows) + "_" +
-                       std::to_string(t.cols * t.width);
-    std::vector<Ty> params(12, Ty::Ptr);
-    params[8] = params[10] = Ty::I64;
-    return e.define(name, params, [&, t](const Vs& a) {
-      // weights, and what the activations read and write
-      std::vector<Prefetch> ahead = {
-          {a[7], a[8]}, {a[9], a[10]}, {a[11], e.i(16)}};
-      V lines = e.i(spread(t.rows * panel, s.dim));
-      ahead.push_back({a[2], lines});
-      ahead.push_back({a[3], lines, 3, true});
-      if (gated) {
-        ahead.push_back({e.at(a[2], s.hidden * panel), lines});
-        ahead.push_back({e.at(a[3], s.hidden * panel), lines, 3, true});
-      }
-      Vs c = tile_product(e, t, zero_tile(e, t), {{a[0], 1, rows}}, a[1], panel,
-                          e.i(s.dim), nullptr, ahead);
-      for (int j = 0; j < t.cols; ++j) {
-        auto load = [&](V base, int64_t at) {
-          return e.vload(DType::F32, e.at(base, at + j * t.width), nullptr,
-                         t.width);
-        };
-        auto store = [&](V v, V base, int64_t at) {
-          e.vstore(DType::F32, v, e.at(base, at + j * t.width));
-        };
-        V w = load(a[5], 0), dw = load(a[6], 0);
-        for (int i = 0; i < t.rows; ++i) {
-          const int64_t up = i * panel, gate = up + s.hidden * panel;
-          V da = c[i * t.cols + j];
-          ActivationGrad f =
-              activate_grad(e, s.activation, gated ? load(a[2], gate) : nullptr,
-                            load(a[2], up));
-          dw = e.fma(da, f.value, dw);
-          da = e.mul(da, w);
-          // not read again in this launch: past the caches
-          e.vstore_stream(DType::F32, e.mul(f.value, w),
-                          e.at(a[4], up + j * t.width));
-          store(e.mul(da, f.by_up), a[3], up);
-          if (gated) store(e.mul(da, f.by_gate), a[3], gate);
-        }
-        store(dw, a[6], 0);
-      }
-    });
+  V part(int64_t offset) { return e.at(e.scratch(), offset); }
+
+  // The parts of a task that its functions share.
+  struct Task {
+    const ExpertTask& t;
+    const HiddenGrad grad;
+    V skip, groups;  // before its slots, and how many there are
+    V w_up, w_gate, w_down, saved;
+  };
+
+  // f(first, how many exist) for each lanes() slots.
+  void for_groups(const Task& k, const std::function<void(V, V)>& f) {
+    e.loop(e.i(0), k.t.count, L,
+           [&](V first) { f(first, e.min(e.sub(k.t.count, first), e.i(L))); });
   }
-
-  // Floats of a block of H and dH that one of back's tiles fetches.
-  int64_t slice() const {
-    const int64_t tiles = (s.dim + rows - 1) / rows;
-    return (kFeatureBlock * panel + tiles - 1) / tiles;
-  }
-
-  // back(W, dH, Xt, n, ahead, next_h, next_dh): Xt += W^T dH over n features
-  Fn back(LaneTile t) {
-    std::string name = "back" + std::to_string(t.rows) + "_" +
-                       std::to_string(t.cols * t.width);
-    std::vector<Ty> params = {Ty::Ptr, Ty::Ptr, Ty::Ptr, Ty::I64,
-                              Ty::Ptr, Ty::Ptr, Ty::Ptr};
-    return e.define(name, params, [&, t](const Vs& a) {
-      Vs c = load_tile(e, t, a[2], panel);
-      V lines = e.i(spread(rows * panel, kFeatureBlock));
-      V next = e.i(spread(slice(), kFeatureBlock));
-      c = tile_product(
-          e, t, c, {{a[0], 1, rows}}, a[1], panel, a[3], nullptr,
-          {{a[4], lines, 3, true}, {a[5], next}, {a[6], next, 3, true}});
-      store_tile(e, t, c, a[2], panel);
-    });
-  }
-
-  // The combine weights of a panel's lanes, 0 past the last slot; their
-  // gradient starts with what the bias of W_down contributes.
-  void start(const ExpertTask& t, V first, V valid, V g, V w, V dw) {
-    load_slot_weights(e, buffer, t, first, valid, panel, w);
-    V bias = e.at(buffer(B::BiasDown), e.mul(t.expert, s.dim));
-    for (int j = 0; j < vectors; ++j) {
-      V sum = e.zero(Ty::F32, 0);
-      if (s.bias)
-        sum = e.loop(e.i(0), e.i(s.dim), 1, {sum}, [&](V c, Vs sum) {
-          V b = e.load(DType::F32, e.at(bias, c));
-          V dy = e.vload(DType::F32, e.at(g, e.add(e.mul(c, panel), j * L)));
-          return Vs{e.fma(e.splat(b), dy, sum[0])};
-        })[0];
-      e.vstore(DType::F32, sum, e.at(dw, j * L));
+  // f(run, first column, number of tiles before) for each tile of n columns.
+  void for_tiles(int64_t n,
+                 const std::function<void(const ColumnRun&, V, V)>& f) {
+    int64_t before = 0;
+    for (const ColumnRun& r : column_runs(n, e.target())) {
+      const int64_t width = r.width(e);
+      e.loop(e.i(r.first), e.i(r.end), width, [&](V c) {
+        V number = e.div(e.add(c, -r.first), e.i(width));
+        f(r, c, e.add(number, before));
+      });
+      before += (r.end - r.first + width - 1) / width;
     }
+  }
+  // Number of the first of the two calls for a group and a tile.
+  V call_number(const Task& k, V tile, V first) {
+    V group = e.div(first, e.i(L));
+    return e.mul(e.add(e.mul(tile, k.groups), group), 2);
+  }
+  // H of a task's slot and the feature 0.
+  V saved_slot(const Task& k, V slot) {
+    V number = e.div(slot, e.i(panel));
+    V row = e.mul(number, s.hidden_rows() * panel);
+    return e.at(k.saved, e.add(row, e.sub(slot, e.mul(number, panel))));
+  }
+
+  // The combine weights of some slots; their gradient starts with what the
+  // bias of W_down contributes.
+  void start(const Task& k, V first, V valid) {
+    const Layout at(s);
+    load_slot_weights(e, buffer, k.t, first, valid, L, e.at(part(at.w), first));
+    V bias = e.at(buffer(B::BiasDown), e.mul(k.t.expert, s.dim));
+    V dw = e.at(part(at.dw), e.mul(first, L));
+    e.loop(e.i(0), valid, 1, [&](V slot) {
+      V row = e.at(part(at.g), e.mul(e.add(first, slot), dim));
+      auto step = [&](V c, V mask, V sum) {
+        return e.fma(e.vload(DType::F32, e.at(bias, c), mask),
+                     e.vload(DType::F32, e.at(row, c)), sum);
+      };
+      Vs sum = {e.zero(Ty::F32, 0)};
+      if (s.bias) {
+        const int64_t whole = s.dim / L * L;
+        sum = e.loop(e.i(0), e.i(whole), L, sum,
+                     [&](V c, Vs x) { return Vs{step(c, nullptr, x[0])}; });
+        if (whole < s.dim)
+          sum[0] = step(e.i(whole), e.mask(e.i(s.dim - whole)), sum[0]);
+      }
+      e.vstore(DType::F32, sum[0], e.at(dw, e.mul(slot, L)));
+    });
+  }
+
+  // dH and A' of n features from f on.
+  void hidden(const Task& k, V f, int64_t n) {
+    const Layout at(s);
+    // meanwhile the rows of W_up and W_gate, spread over all calls
+    int64_t tiles = 0;
+    for (const ColumnRun& r : column_runs(n, e.target()))
+      tiles += (r.end - r.first + r.width(e) - 1) / r.width(e);
+    V stride = e.div(e.i(2 * n), e.mul(k.groups, 2 * tiles));
+    stride = e.min(e.i(16), e.add(stride, 1));
+    for_tiles(n, [&](const ColumnRun& r, V c, V tile) {
+      V feature = e.add(f, c), w = e.at(k.w_down, feature);
+      if (packs_down(s)) {
+        e.call(pack(r, s.dim, s.hidden), {w, part(at.packed)});
+        w = part(at.packed);
+      }
+      for_groups(k, [&](V first, V valid) {
+        V call = call_number(k, tile, first);
+        V g = e.at(part(at.g), e.mul(first, dim));
+        for_row_tiles(valid, r.vectors, [&](LaneTile t, int row) {
+          V skip = e.mul(e.add(call, row ? 1 : 0), e.mul(stride, s.dim / 2));
+          V some = e.lt(skip, e.i(n * s.dim));
+          V next = e.add(e.mul(f, s.dim), e.select(some, skip, e.i(0)));
+          e.call(down(t, r, packs_down(s) ? r.width(e) : s.hidden),
+                 {w, e.at(g, row * dim), e.at(part(at.da), row * wide),
+                  e.at(k.w_up, next), e.at(k.w_gate, next),
+                  e.select(some, stride, e.i(0))});
+        });
+        V slot = e.add(k.skip, first), after = e.add(first, L);
+        V more = e.lt(after, k.t.count);
+        V h = saved_slot(k, first);
+        V next_h = saved_slot(k, e.select(more, after, e.i(0)));
+        next_h = e.at(next_h, e.select(more, e.i(0), e.i(r.width(e) * panel)));
+        V a = e.at(k.grad.activated(feature), e.mul(slot, r.width(e)));
+        for (int j = 0; j < r.vectors; ++j) {
+          const auto exist = std::min<int64_t>(L, r.columns(e) - j * L);
+          V vector = e.add(feature, j * L), row = e.mul(vector, panel);
+          e.call(activations(r, exist),
+                 {e.at(h, row), e.at(part(at.da), j * L),
+                  e.at(part(at.w), first), e.at(part(at.dw), e.mul(first, L)),
+                  k.grad.hidden(0, vector, slot),
+                  k.grad.hidden(gated ? 1 : 0, vector, slot), e.at(a, j * L),
+                  valid, e.at(next_h, row)});
+        }
+      });
+    });
+  }
+
+  // Two places that a call of back() walks with a stride.
+  struct Ahead {
+    V first, second, stride;
+  };
+  // What the call fetches of the next block, from feature f on: first a line
+  // of W_down for some rows, then a piece of a panel of H, then dH of a vector
+  // of features and some slots; otherwise nothing, at `idle`.
+  Ahead ahead(const Task& k, V f, V call, V idle) {
+    constexpr int64_t kRows = 2 * kLines, kPiece = 16 * kLines;
+    auto cut = [&](V number, V parts) {
+      V which = e.div(number, parts);
+      return std::pair(which, e.sub(number, e.mul(which, parts)));
+    };
+    const int64_t parts = (s.dim + kRows - 1) / kRows;
+    auto [line, rows] = cut(call, e.i(parts));
+    V skip = e.add(e.mul(line, 16), e.mul(rows, kRows * s.hidden));
+    V w = e.at(k.w_down, e.add(f, skip));
+
+    const int64_t pieces = kGradBlock * panel / kPiece;
+    V call_h = e.add(call, -(kGradBlock / 16) * parts);
+    auto [number, piece] = cut(call_h, e.i(pieces));
+    skip = e.add(e.mul(number, s.hidden_rows() * panel), e.mul(f, panel));
+    V h = e.at(k.saved, e.add(skip, e.mul(piece, kPiece)));
+
+    V count = e.mul(e.ceil_div(k.t.count, panel), pieces);
+    V call_dh = e.sub(call_h, count);
+    V chunks = e.ceil_div(e.mul(k.t.count, L), kPiece);
+    auto [vector, chunk] = cut(call_dh, chunks);
+    V feature = e.add(f, e.mul(vector, L));
+    auto dh = [&](int gate) {
+      return e.at(k.grad.hidden(gate, feature, k.skip), e.mul(chunk, kPiece));
+    };
+    V is_w = e.lt(call_h, e.i(0)), is_h = e.lt(call_dh, e.i(0));
+    V some = e.and_(e.lt(f, e.i(s.hidden)),
+                    e.lt(call_dh, e.mul(chunks, kGradBlock / L)));
+    auto choose = [&](V w, V h, V dh) {
+      return e.select(some, e.select(is_w, w, e.select(is_h, h, dh)), idle);
+    };
+    V h_gate = e.at(h, gated ? s.hidden * panel : 0);
+    V stride = e.select(is_w, e.i(s.hidden), e.i(16));
+    return {choose(w, h, dh(0)),
+            choose(e.at(w, kLines * s.hidden), h_gate, dh(gated ? 1 : 0)),
+            e.select(some, stride, e.i(0))};
+  }
+
+  // dX += dH W_up + dH W_gate over n features from f on.
+  void back_block(const Task& k, V f, int64_t n) {
+    const Layout at(s);
+    V is_first = e.eq(f, e.i(0)), next = e.add(f, n);
+    V is_last = e.ge(next, e.i(s.hidden));
+    for_tiles(s.dim, [&](const ColumnRun& r, V c, V tile) {
+      V w = e.add(e.mul(f, s.dim), c);
+      V w_up = e.at(k.w_up, w), w_gate = e.at(k.w_gate, w);
+      if (packs_back(s)) {
+        for (int i = 0; i < (gated ? 2 : 1); ++i) {
+          V& from = i ? w_gate : w_up;
+          V to = part(at.packed + i * n * r.width(e));
+          e.call(pack(r, n, s.dim), {from, to});
+          from = to;
+        }
+      }
+      for_groups(k, [&](V first, V valid) {
+        V call = call_number(k, tile, first), slot = e.add(k.skip, first);
+        V x = e.at(part(at.x), e.add(e.mul(first, dim), c));
+        V row = e.mul(e.add(k.t.slot, first), s.dim);
+        V to = e.select(is_last, e.at(buffer(B::Rows), e.add(row, c)), x);
+        V ldc = e.select(is_last, e.i(s.dim), e.i(dim));
+        V up = k.grad.hidden(0, f, slot);
+        V gate = k.grad.hidden(gated ? 1 : 0, f, slot);
+        for_row_tiles(valid, r.vectors, [&](LaneTile t, int row) {
+          Ahead fetch = ahead(k, next, e.add(call, row ? 1 : 0), to);
+          e.call(back(t, r, packs_back(s) ? r.width(e) : s.dim, n % L),
+                 {e.at(up, row * L), w_up, e.at(gate, row * L), w_gate,
+                  e.at(x, row * dim), e.at(to, e.mul(ldc, row)), ldc,
+                  e.mul(k.t.total, L), e.i(n / L * L), e.add(valid, -row),
+                  is_first, fetch.first, fetch.second, fetch.stride});
+        });
+      });
+    });
   }
 
   void task(const ExpertTask& t) {
-    const Layout at(s, rows);
-    auto part = [&](int64_t offset) { return e.at(e.scratch(), offset); };
-    V first_weight = e.mul(t.expert, s.hidden * s.dim);
-    V w_up = e.at(buffer(B::Up), first_weight);
-    V w_gate = e.at(buffer(gated ? B::Gate : B::Up), first_weight);
-    V w_down = e.at(buffer(B::Down), first_weight);
-    V at_h = e.mul(t.panel, s.hidden_rows() * panel);
-    V saved = e.at(buffer(B::Saved), at_h);
-    V dhidden = e.at(buffer(B::DHidden), at_h);
-    V activated = e.at(buffer(B::Activated), e.mul(t.panel, s.hidden * panel));
-    auto for_panels = [&](const std::function<void(V, V)>& f) {
-      e.loop(e.i(0), t.count, panel, [&](V first) {
-        f(first, e.min(e.sub(t.count, first), e.i(panel)));
-      });
+    const Layout at(s);
+    V matrix = e.mul(t.expert, s.hidden * s.dim);
+    const Task k = {
+        t,
+        HiddenGrad(e, s, buffer, t),
+        e.sub(t.slot, t.begin),
+        e.ceil_div(t.count, L),
+        e.at(buffer(B::Up), matrix),
+        e.at(buffer(gated ? B::Gate : B::Up), matrix),
+        e.at(buffer(B::Down), matrix),
+        e.at(buffer(B::Saved), e.mul(t.panel, s.hidden_rows() * panel))};
+    Fn collect =
+        collect_function(e, "collect", s, {{0, s.dim, int(dim / L)}}, 0);
+    e.call(collect,
+           {buffer(B::Dy), e.at(buffer(B::Perm), t.slot), part(at.g), t.count});
+    // rows that a tile reads in vain
+    V read = e.mul(e.ceil_div(t.count, 4), 4);
+    zero_fill(e, e.at(part(at.g), e.mul(t.count, dim)),
+              e.mul(e.sub(read, t.count), dim));
+    for_groups(k, [&](V first, V valid) { start(k, first, valid); });
+
+    auto block = [&](V f, int64_t n) {
+      hidden(k, f, n);
+      back_block(k, f, n);
     };
-    Fn gather = gather_function(e, "gather", s.top_k, s.dim);
-    for_panels([&](V first, V valid) {
-      V to = e.at(part(at.g), e.mul(first, s.dim));
-      V perm = e.at(buffer(B::Perm), e.add(t.slot, first));
-      // all vectors: the bias' part of dw reads all lanes
-      for (int j = 0; j < panel; j += L)
-        e.call(gather,
-               {buffer(B::Dy), e.at(perm, j), e.add(valid, -j), e.at(to, j)});
-      start(t, first, valid, to, e.at(part(at.w), first),
-            e.at(part(at.dw), first));
-    });
-    zero_fill(e, part(at.x), e.i(task_slots(s) * s.dim));
+    // what the widest tiles leave has the same tiles as in a whole row
+    const ColumnRun widest = column_runs(s.hidden, e.target())[0];
+    const bool is_wide = widest.vectors == wide_vectors(e.target());
+    const int64_t whole = is_wide ? widest.end / kGradBlock * kGradBlock : 0;
+    if (whole)
+      e.loop(e.i(0), e.i(whole), kGradBlock,
+             [&](V f) { block(f, kGradBlock); });
+    if (whole < s.hidden) block(e.i(whole), s.hidden - whole);
 
-    e.loop(e.i(0), e.i(s.hidden), kFeatureBlock, [&](V f) {
-      V n = e.min(e.sub(e.i(s.hidden), f), e.i(kFeatureBlock));
-      V packed = part(at.packed);
-      e.call(pack_tiles(e, "pack_down", rows, s.hidden, at.down_pitch,
-                        int(s.hidden % rows)),
-             {e.at(w_down, f), packed, e.i(s.dim), n});
-      auto hidden_tiles = [&](V i, int tile_rows) {
-        V at_f = e.add(f, i);
-        // meanwhile the rows of W_up and W_gate of this block, and half a
-        // column of lines of the next block of W_down
-        V w = e.mul(at_f, s.dim), number = e.div(i, e.i(rows));
-        V line = e.and_(e.lshr(number, e.i(1)), e.i(kFeatureBlock / 16 - 1));
-        line = e.mul(line, 16);
-        V row = e.mul(e.and_(number, e.i(1)), s.dim / 2 * s.hidden);
-        V next_down =
-            e.at(w_down, e.add(e.add(f, kFeatureBlock), e.add(line, row)));
-        V next_up = e.at(w_up, w), next_gate = e.at(w_gate, w);
-        V one = e.le(t.count, e.i(panel)), many = e.gt(t.count, e.i(2 * panel));
-        for_panels([&](V first, V valid) {
-          // a stream for each panel, as far as there are so many
-          V is_first = e.eq(first, e.i(0)), second = e.eq(first, e.i(panel));
-          V rows = e.or_(is_first, second);
-          V weights_of = e.select(is_first, next_up, next_gate);
-          V next1 = e.select(rows, weights_of, next_down);
-          V stride1 = e.select(rows, e.i(16), e.i(s.hidden));
-          V next2 = e.select(many, next1, next_down);
-          V stride2 = e.select(many, stride1, e.i(s.hidden));
-          V next3 = e.select(one, next_gate, weights_of);
-          V g = e.at(part(at.g), e.mul(first, s.dim));
-          V row = e.mul(first, s.hidden_rows());
-          V h = e.at(e.at(saved, row), e.mul(at_f, panel));
-          V dh = e.at(e.at(dhidden, row), e.mul(at_f, panel));
-          V a =
-              e.at(e.at(activated, e.mul(first, s.hidden)), e.mul(at_f, panel));
-          V weights = e.at(part(at.w), first), dw = e.at(part(at.dw), first);
-          for_lane_tiles(e, valid, [&](LaneTile t, int lane) {
-            t.rows = tile_rows;
-            e.call(hidden(t),
-                   {e.at(packed, e.mul(number, at.down_pitch)), e.at(g, lane),
-                    e.at(h, lane), e.at(dh, lane), e.at(a, lane),
-                    e.at(weights, lane), e.at(dw, lane), next1, stride1, next2,
-                    stride2, next3});
-          });
-        });
-      };
-      V whole = e.mul(e.div(n, e.i(rows)), rows);
-      e.loop(e.i(0), whole, rows, [&](V i) { hidden_tiles(i, rows); });
-      if (int rest = int(s.hidden % rows))
-        e.if_(e.lt(whole, n), [&] { hidden_tiles(whole, rest); });
-
-      for (int half = 0; half < (gated ? 2 : 1); ++half) {
-        e.call(pack_tiles(e, "pack_back", rows, s.dim, at.back_pitch,
-                          int(s.dim % rows)),
-               {e.at(half ? w_gate : w_up, e.mul(f, s.dim)), packed, n,
-                e.i(s.dim)});
-        // a panel's dH of these features stays in L1
-        for_panels([&](V first, V valid) {
-          V at_dh = e.add(e.mul(first, s.hidden_rows()),
-                          e.mul(e.add(f, half * s.hidden), panel));
-          V dh = e.at(dhidden, at_dh), h = e.at(saved, at_dh);
-          V x = e.at(part(at.x), e.mul(first, s.dim));
-          auto back_tile = [&](V c, int tile_rows) {
-            V from = e.at(packed, e.mul(e.div(c, e.i(rows)), at.back_pitch));
-            V to = e.at(x, e.mul(c, panel));
-            // the last block fetches the rows that will be stored
-            V row = e.mul(e.add(t.slot, first), s.dim);
-            V last = e.ge(e.add(f, kFeatureBlock), e.i(s.hidden));
-            V ahead = e.select(
-                last, e.at(buffer(B::Rows), e.add(row, e.mul(c, panel))), to);
-            // meanwhile a part of what the next block's dH is made from and
-            // replaces, which would come too fast for the memory there
-            V skip = e.add(e.mul(e.div(c, e.i(rows)), slice()),
-                           e.select(last, e.i(0), e.i(kFeatureBlock * panel)));
-            V next_h = e.at(h, skip), next_dh = e.at(dh, skip);
-            for_lane_tiles(e, valid, [&](LaneTile t, int lane) {
-              t.rows = tile_rows;
-              e.call(back(t), {from, e.at(dh, lane), e.at(to, lane), n, ahead,
-                               next_h, next_dh});
-            });
-          };
-          const int64_t c = s.dim / rows * rows;
-          if (c) e.loop(e.i(0), e.i(c), rows, [&](V c) { back_tile(c, rows); });
-          if (c < s.dim) back_tile(e.i(c), int(s.dim - c));
-        });
-      }
-    });
-
-    for_panels([&](V first, V valid) {
-      V x = e.at(part(at.x), e.mul(first, s.dim));
-      V slot = e.add(t.slot, first);
-      V to = e.at(buffer(B::Rows), e.mul(slot, s.dim));
-      Fn scatter = scatter_function(e, s.dim);
-      for (int j = 0; j < panel; j += L)
-        e.call(scatter, {e.at(x, j), e.at(to, j * s.dim), e.add(valid, -j)});
-      V dw = e.at(part(at.dw), first);
-      e.loop(e.i(0), valid, 1, [&](V lane) {
-        V choice = e.load(DType::I32, e.at(buffer(B::Perm), e.add(slot, lane)));
-        e.store(DType::F32, e.load(DType::F32, e.at(dw, lane)),
-                e.at(buffer(B::DWeights), e.sext(choice, Ty::I64)));
-      });
+    e.loop(e.i(0), t.count, 1, [&](V slot) {
+      V choice = e.load(DType::I32, e.at(buffer(B::Perm), e.add(t.slot, slot)));
+      V dw = e.vload(DType::F32, e.at(part(at.dw), e.mul(slot, L)));
+      e.store(DType::F32, e.hsum(dw),
+              e.at(buffer(B::DWeights), e.sext(choice, Ty::I64)));
     });
     e.fence();  // A' is visible before the launch ends
   }
@@ -270,15 +305,16 @@ std::vector<MoeLaunch> moe_backward(const MoeSpec& s, const Target& target,
                     B::Saved,    B::DHidden, B::Activated, B::SlotWeights,
                     B::DWeights, B::Rows};
   hidden.spec.key = moe_key("moe experts_grad", s);
-  hidden.spec.tasks = expert_tasks(s, task_slots(s));
-  hidden.spec.scratch_bytes = 4 * Layout(s, tile_rows(target)).end;
+  hidden.spec.tasks = expert_tasks(s, grad_slots(s));
+  hidden.spec.scratch_bytes = 4 * Layout(s).end;
   hidden.spec.flops = product * double(s.hidden_rows() + s.hidden);
   hidden.spec.bytes =
       4.0 * (double(s.experts * s.dim) * double(s.hidden_rows() + s.hidden) +
              double(s.slots()) * double(2 * s.dim) + 2.5 * double(s.saved()));
   hidden.spec.emit = [s, list = hidden.buffers](Emit& e) {
-    Hidden h{e, s, {e, list}};
-    for_expert_task(e, s, slot_cut(s, e.target()), h.buffer(B::Offsets),
+    Hidden h{{e, s}, {e, list}};
+    const SlotCut cut = {grad_slots(s), wide_panel(e.target())};
+    for_expert_task(e, s, cut, h.buffer(B::Offsets),
                     [&](const ExpertTask& t) { h.task(t); });
   };
 

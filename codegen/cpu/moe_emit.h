@@ -24,9 +24,10 @@ struct MoeBuffers {
 };
 
 // The part of an expert that a task works on. `slot` is the first of `count`
-// slots, `panel` the number of the first panel.
+// slots, `panel` the number of the first panel; the expert has `total` slots
+// from `begin` on.
 struct ExpertTask {
-  V expert, slot, count, panel;
+  V expert, slot, count, panel, begin, total;
 };
 // Slots of one expert in a task and in a panel.
 struct SlotCut {

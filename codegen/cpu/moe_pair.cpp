@@ -31,9 +31,15 @@ int64_t moe_saved_bytes(const MoeSpec& s) {
   return pairs(s) ? panel_rows_bytes(s, s.hidden_rows()) : 4 * s.saved();
 }
 
+int64_t moe_hidden_grad_bytes(const MoeSpec& s) {
+  if (pairs(s)) return moe_saved_bytes(s);
+  // a tile of the last slots reads on
+  return moe_activated_bytes(s) * (is_gated(s.activation) ? 2 : 1) + 1024;
+}
+
 int64_t moe_activated_bytes(const MoeSpec& s) {
-  return pairs(s) ? panel_rows_bytes(s, s.hidden)
-                  : 4 * s.padded_slots() * s.hidden;
+  if (pairs(s)) return panel_rows_bytes(s, s.hidden);
+  return 4 * s.slots() * ((s.hidden + 15) / 16 * 16);
 }
 
 int64_t pair_features(const MoeSpec& s) {

@@ -40,7 +40,8 @@ struct Problem {
     auto room = [&](B b, int64_t bytes) {
       work[b].assign(bytes, std::byte(0xff));  // NaN
     };
-    room(B::Saved, moe_saved_bytes(s)), room(B::DHidden, moe_saved_bytes(s));
+    room(B::Saved, moe_saved_bytes(s));
+    room(B::DHidden, moe_hidden_grad_bytes(s));
     room(B::Activated, moe_activated_bytes(s));
     room(B::Rows, slots * d * 4), room(B::SlotWeights, slots * 4);
     if (s.bf16)
