@@ -42,17 +42,20 @@ int64_t moe_activated_bytes(const MoeSpec& s) {
   return 4 * s.slots() * ((s.hidden + 15) / 16 * 16);
 }
 
-int64_t pair_features(const MoeSpec& s) {
-  return s.bf16 ? s.hidden : std::min<int64_t>(s.hidden, 128);
-}
-
-int64_t pair_task_slots(const MoeSpec& s) {
-  // a task splits the weights anew: as many slots as leave its operands in L2
+PairCut pair_cut(const MoeSpec& s, bool backward) {
+  // A task splits the weights anew, so it has as many slots as possible; sums
+  // over few features are often passed through memory.
   constexpr int64_t kBytes = 1700 << 10, kMost = 256;
-  if (s.bf16) return kMost;
-  const int64_t operands = s.dim + 2 * pair_features(s);
+  constexpr int64_t kFeatures = 256, kFeaturesBackward = 128;
+  if (s.bf16) return {s.hidden, kMost, PairExperts::kBlock};
+  PairCut c;
+  c.features = std::min(s.hidden, backward ? kFeaturesBackward : kFeatures);
+  const int64_t operands = s.dim + (backward ? 2 : 1) * c.features;
   const int64_t slot = 2 * kSplitPlanes * operands + 4 * s.dim;
-  return std::clamp<int64_t>(kBytes / slot / 32 * 32, 96, kMost);
+  c.slots = std::clamp<int64_t>(kBytes / slot / 32 * 32, 96, kMost);
+  c.sums_bytes = c.features == s.hidden ? PairExperts::kBlock
+                                        : 4 * c.slots * pair_padded(s.dim);
+  return c;
 }
 
 int64_t moe_packed_bytes(const MoeSpec& s, MoeBuffer b) {
@@ -137,19 +140,13 @@ V PairExperts::weight_rows(V weight, V rows, int64_t columns, int64_t stride,
 }
 
 void PairExperts::for_features(const std::function<void(V, int64_t)>& f) {
-  const int64_t block = pair_features(s), whole = s.hidden / block * block;
+  const int64_t block = fit.features, whole = s.hidden / block * block;
   e.loop(e.i(0), e.i(whole), block, [&](V first) { f(first, block); });
   if (whole < s.hidden) f(e.i(whole), s.hidden - whole);
 }
 
-int64_t pair_sums_bytes(const MoeSpec& s) {
-  const bool once = pair_features(s) == s.hidden;
-  return once ? PairExperts::kBlock
-              : 4 * pair_task_slots(s) * pair_padded(s.dim);
-}
-
 V PairExperts::sum_block(V sums, V number, V c) {
-  if (pair_features(s) == s.hidden) return sums;
+  if (fit.features == s.hidden) return sums;
   V panel = e.mul(number, dim * kPanel);
   return e.at(sums, e.add(panel, e.mul(c, kPanel)));
 }
@@ -160,7 +157,7 @@ void PairExperts::add_product(V from, int64_t width, Vs args, SplitKind job,
   auto run = [&](bool accumulate) {
     e.call(product(width, accumulate, 0, job), args);
   };
-  if (pair_features(s) == s.hidden) return run(false);
+  if (fit.features == s.hidden) return run(false);
   e.if_(e.eq(from, e.i(0)), [&] { run(false); }, [&] { run(true); });
 }
 
@@ -174,16 +171,15 @@ SplitSource PairExperts::weights(V first, V second, int64_t stride,
           nullptr};
 }
 
-int64_t PairExperts::weights_bytes(const MoeSpec& s) {
+int64_t PairExperts::weights_bytes(const MoeSpec& s, const PairCut& c) {
   if (s.bf16) return 0;
-  const int64_t longest =
-      std::max(pair_padded(s.dim), pair_padded(pair_features(s)));
+  const int64_t longest = std::max(pair_padded(s.dim), pair_padded(c.features));
   return 2 * kPairStep * 2 * kSplitPlanes * longest;
 }
 
 void PairExperts::if_last(V from, int64_t width,
                           const std::function<void()>& f) {
-  if (pair_features(s) == s.hidden) return f();
+  if (fit.features == s.hidden) return f();
   e.if_(e.eq(from, e.i(s.hidden - width)), f);
 }
 
@@ -349,14 +345,14 @@ MoeLaunch pack_weights(const MoeSpec& s) {
 // sums of one block of up and gate, results, split rows of weights.
 struct Layout {
   int64_t x = 0, a, h, y, up, job, end;
-  explicit Layout(const MoeSpec& s) {
-    const int64_t slot = 2 * pair_planes(s), slots = pair_task_slots(s);
+  Layout(const MoeSpec& s, const PairCut& c) {
+    const int64_t slot = 2 * pair_planes(s), slots = c.slots;
     const int64_t dim = pair_padded(s.dim);
     a = x + slots * slot * dim;
-    h = a + slots * slot * pair_padded(pair_features(s));
+    h = a + slots * slot * pair_padded(c.features);
     y = h + 2 * PairExperts::kBlock;
-    up = y + pair_sums_bytes(s);
-    job = up + 2 * PairExperts::weights_bytes(s);
+    up = y + c.sums_bytes;
+    job = up + 2 * PairExperts::weights_bytes(s, c);
     end = job + kSplitJobBytes;
   }
 };
@@ -442,7 +438,7 @@ struct Forward : PairExperts {
   // Features from `from` on of all panels: H, and A as pairs.
   void up_and_gate(const ExpertTask& t, const Weights& w, V from,
                    int64_t width) {
-    const Layout at(s);
+    const Layout at(s, fit);
     const int64_t second = kPairStep * 2 * planes * dim;  // its rows in bytes
     for_blocks(width, [&](V block, V rows) {
       V f = e.add(from, block), row = e.mul(f, row_length(s.dim));
@@ -452,7 +448,7 @@ struct Forward : PairExperts {
         SplitSource next = up_source(w, e.add(f, kPairStep));
         next =
             select_source(e, more, next, down_source(w, e.i(0), from, width));
-        up_rows = take_operand(part(at.job), part(at.up), weights_bytes(s),
+        up_rows = take_operand(part(at.job), part(at.up), weights_bytes(s, fit),
                                SplitKind::Rows, next, e.i1(true),
                                turns(t, dim, gated ? 2 : 1));
       } else {
@@ -485,7 +481,7 @@ struct Forward : PairExperts {
   }
 
   void task(const ExpertTask& t, bool packed) {
-    const Layout at(s);
+    const Layout at(s, fit);
     V matrix = e.mul(t.expert, packed ? hidden * dim : s.hidden * s.dim);
     Weights w{element(packed ? B::PackedUp : B::Up, matrix), nullptr,
               element(packed ? B::PackedDown : B::Down, matrix)};
@@ -514,7 +510,7 @@ struct Forward : PairExperts {
               select_source(e, here, down_source(w, next_c, from, width),
                             up_source(w, next_f));
           down_rows = take_operand(
-              part(at.job), part(at.up), weights_bytes(s), SplitKind::Rows,
+              part(at.job), part(at.up), weights_bytes(s, fit), SplitKind::Rows,
               next, e.or_(here, e.lt(next_f, e.i(s.hidden))), turns(t, k, 1));
         } else {
           V first_row = e.at(w.down, e.add(e.mul(c, stride), from), size);
@@ -545,6 +541,7 @@ struct Forward : PairExperts {
 std::vector<MoeLaunch> moe_pair_forward(const MoeSpec& s,
                                         const MoeEpilogue& epilogue) {
   const bool packed = s.bf16 && !weights_fit(s);
+  const PairCut cut = pair_cut(s, false);
   MoeLaunch l;
   l.buffers = {B::X,      B::Offsets,  B::Perm,     B::Up,    B::Gate, B::Down,
                B::BiasUp, B::BiasGate, B::BiasDown, B::Saved, B::Rows};
@@ -552,16 +549,16 @@ std::vector<MoeLaunch> moe_pair_forward(const MoeSpec& s,
     for (B b : {B::PackedUp, B::PackedGate, B::PackedDown})
       l.buffers.push_back(b);
   l.spec.key = moe_key("moe experts", s);
-  l.spec.tasks = expert_tasks(s, pair_task_slots(s));
-  l.spec.scratch_bytes = Layout(s).end;
+  l.spec.tasks = expert_tasks(s, cut.slots);
+  l.spec.scratch_bytes = Layout(s, cut).end;
   l.spec.flops = 2.0 * double(s.slots()) * double(s.dim) *
                  double(s.hidden_rows() + s.hidden);
   l.spec.bytes =
       double(s.bf16 ? 2 : 4) *
       (double(s.experts * s.dim) * double(s.hidden_rows() + s.hidden) +
        double(s.slots()) * double(2 * s.dim + s.hidden_rows()));
-  l.spec.emit = [s, packed, list = l.buffers](Emit& e) {
-    Forward f{{e, s, {e, list}}};
+  l.spec.emit = [s, packed, cut, list = l.buffers](Emit& e) {
+    Forward f{{e, s, {e, list}, cut}};
     for_expert_task(e, s, f.cut(), f.buffer(B::Offsets),
                     [&](const ExpertTask& t) { f.task(t, packed); });
   };

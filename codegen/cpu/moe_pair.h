@@ -15,11 +15,13 @@
 namespace moec {
 
 inline int pair_planes(const MoeSpec& s) { return s.bf16 ? 1 : kSplitPlanes; }
-// Slots of a task, in whole panels, and features fused at a time: what an
-// expert's tokens and activations of a block take, in bytes a slot, decides.
-int64_t pair_task_slots(const MoeSpec&);
-int64_t pair_features(const MoeSpec&);
-int64_t pair_sums_bytes(const MoeSpec&);
+// What a task takes: slots, in whole panels, and features fused at a time, so
+// that tokens, activations of a block and what is summed over blocks, which
+// takes sums_bytes, stay in L2.
+struct PairCut {
+  int64_t features, slots, sums_bytes;
+};
+PairCut pair_cut(const MoeSpec&, bool backward);
 
 struct PairExperts {
   static constexpr int64_t kPanel = 32;    // slots
@@ -28,6 +30,7 @@ struct PairExperts {
   Emit& e;
   const MoeSpec& s;
   const MoeBuffers buffer;
+  const PairCut fit;
   const bool gated = is_gated(s.activation);
   const int planes = pair_planes(s);
   const DType dtype = s.bf16 ? DType::BF16 : DType::F32;
@@ -36,9 +39,9 @@ struct PairExperts {
   const int64_t dim = pair_padded(s.dim), hidden = pair_padded(s.hidden);
   // Bytes of a panel as pairs, of a block of features.
   const int64_t x_panel = dim * 64 * planes;
-  const int64_t h_panel = pair_padded(pair_features(s)) * 64 * planes;
+  const int64_t h_panel = pair_padded(fit.features) * 64 * planes;
 
-  SlotCut cut() const { return {pair_task_slots(s), kPanel}; }
+  SlotCut cut() const { return {fit.slots, kPanel}; }
   // Whether blocks of split weights are made beside the products of the block
   // before.
   const bool ahead =
@@ -59,9 +62,9 @@ struct PairExperts {
   void for_panels(V count, const std::function<void(V, V, V)>& f);
   // f(first, how many rows exist) for blocks of 32 rows of `n`, padded.
   void for_blocks(int64_t n, const std::function<void(V, V)>& f);
-  // f(first, how many) for blocks of pair_features().
+  // f(first, how many) for blocks of features.
   void for_features(const std::function<void(V, int64_t)>& f);
-  // What a task sums over the blocks of features, pair_sums_bytes(): the 32
+  // What a task sums over the blocks of features: the 32
   // channels from c on of a panel; the product that adds the part of the block
   // `from` to it; and what becomes of it after the last one.
   V sum_block(V sums, V number, V c);
@@ -85,7 +88,7 @@ struct PairExperts {
   V take_operand(V record, V buffers, int64_t size, SplitKind kind,
                  const SplitSource& next, V more, V turns);
   // Bytes of one for weights.
-  static int64_t weights_bytes(const MoeSpec&);
+  static int64_t weights_bytes(const MoeSpec&, const PairCut&);
   // product(A, B, C, k): 32 x 32 of C (+)= A B; B has 32 lanes. A's rows are
   // `width` elements apart, or are panels of 32 slots a_step elements apart.
   // With a job its record is a fifth argument; with `fetch` the last is where

@@ -16,21 +16,21 @@ using B = MoeBuffer;
 struct Layout {
   int64_t g = 0, up, gate, sums, dx, turned, turned_gate, columns, job, w, dw,
           end;
-  explicit Layout(const MoeSpec& s) {
-    const int64_t slot = 2 * pair_planes(s), slots = pair_task_slots(s);
-    const int64_t h = slots * slot * pair_padded(pair_features(s));
+  Layout(const MoeSpec& s, const PairCut& c) {
+    const int64_t slot = 2 * pair_planes(s), slots = c.slots;
+    const int64_t h = slots * slot * pair_padded(c.features);
     up = g + slots * slot * pair_padded(s.dim);
     gate = up + h;
     sums = gate + (is_gated(s.activation) ? h : 0);
     dx = sums + PairExperts::kBlock;
-    turned = dx + pair_sums_bytes(s);
+    turned = dx + c.sums_bytes;
     const int64_t longest =
-        std::max(pair_padded(s.dim), pair_padded(pair_features(s)));
+        std::max(pair_padded(s.dim), pair_padded(c.features));
     // bf16: a block of each; f32: two of both, and what turns them
     const int64_t matrix = kPairStep * slot * longest;
     turned_gate = turned + matrix;
     columns =
-        turned + (s.bf16 ? 2 * matrix : 2 * PairExperts::weights_bytes(s));
+        turned + (s.bf16 ? 2 * matrix : 2 * PairExperts::weights_bytes(s, c));
     job = columns + (s.bf16 ? 0 : 2 * kPairStep * 4 * longest);
     w = job + kSplitJobBytes;
     dw = w + slots * 4;
@@ -160,7 +160,7 @@ struct Hidden : PairExperts {
   }
 
   void task(const ExpertTask& t) {
-    const Layout at(s);
+    const Layout at(s, fit);
     V matrix = e.mul(t.expert, s.hidden * s.dim);
     V w_up = element(B::Up, matrix), w_down = element(B::Down, matrix);
     V w_gate = gated ? element(B::Gate, matrix) : w_up;
@@ -194,7 +194,7 @@ struct Hidden : PairExperts {
       return e.mul(panels, k / kPairStep * kSplitTurns);
     };
     auto take = [&](const SplitSource& next, V more, int64_t k) {
-      return take_operand(part(at.job), part(at.turned), weights_bytes(s),
+      return take_operand(part(at.job), part(at.turned), weights_bytes(s, fit),
                           SplitKind::Turned, next, more, turns(k));
     };
     const SplitKind job = ahead ? SplitKind::Turned : SplitKind::None;
@@ -285,21 +285,22 @@ std::vector<MoeLaunch> moe_pair_backward(const MoeSpec& s,
                                          const MoeEpilogue& epilogue) {
   const double product = 2.0 * double(s.slots()) * double(s.dim);
   const double rows = double(s.hidden_rows() + s.hidden);
+  const PairCut cut = pair_cut(s, true);
   MoeLaunch hidden;
   hidden.buffers = {B::Dy,   B::Weights,  B::Offsets,     B::Perm,
                     B::Up,   B::Saved,    B::DHidden,     B::Activated,
                     B::Down, B::BiasDown, B::SlotWeights, B::DWeights,
                     B::Rows, B::Gate};
   hidden.spec.key = moe_key("moe experts_grad", s);
-  hidden.spec.tasks = expert_tasks(s, pair_task_slots(s));
-  hidden.spec.scratch_bytes = Layout(s).end;
+  hidden.spec.tasks = expert_tasks(s, cut.slots);
+  hidden.spec.scratch_bytes = Layout(s, cut).end;
   hidden.spec.flops = product * rows;
   hidden.spec.bytes =
       double(s.bf16 ? 2 : 4) *
       (double(s.experts * s.dim) * rows +
        double(s.slots()) * double(2 * s.dim + 2 * s.hidden_rows() + s.hidden));
-  hidden.spec.emit = [s, list = hidden.buffers](Emit& e) {
-    Hidden h{{e, s, {e, list}}};
+  hidden.spec.emit = [s, cut, list = hidden.buffers](Emit& e) {
+    Hidden h{{e, s, {e, list}, cut}};
     for_expert_task(e, s, h.cut(), h.buffer(B::Offsets),
                     [&](const ExpertTask& t) { h.task(t); });
   };

@@ -335,7 +335,7 @@ MoeLaunch moe_pair_weights(const MoeSpec& s) {
                  (double(s.experts * s.dim) * rows +
                   double(s.slots()) * (rows + 2.0 * double(s.dim)));
   l.spec.emit = [s, list = l.buffers](Emit& e) {
-    Weights{{e, s, {e, list}}}.kernel();
+    Weights{{e, s, {e, list}, pair_cut(s, true)}}.kernel();
   };
   return l;
 }
