@@ -51,8 +51,10 @@ std::vector<OpCase> cases() {
                           {1, 1030, 1, 12}));
   all.push_back(attention("heads far apart", {2, 70, 64, 17}, {2, 83, 64, 17}));
   auto sum = [&](const char* name, Dims d, Ints axes) {
+    // sums of some 1e5 that cancel nearly to nothing
     for (Op op : {Op::Sum, Op::Mean, Op::ReduceMax})
-      all.push_back(large(name, op, {f32(d)}, {{"axes", axes}}, 2e-4));
+      all.push_back(large(name, op, {f32(d)}, {{"axes", axes}},
+                          op == Op::Sum ? 2e-3 : 2e-4));
   };
   sum("all of a vector", {700001}, {0});
   sum("all of a matrix", {301, 1009}, {0, 1});
