@@ -7,6 +7,7 @@
 #include <cmath>
 
 #include "codegen/cpu/attention_emit.h"
+#include "codegen/cpu/attention_pairs.h"
 #include "codegen/cpu/philox.h"
 #include "support/error.h"
 #include "support/rng.h"
@@ -115,6 +116,17 @@ double attention_pairs(const AttentionSpec& s) {
     pairs += double(s.window ? std::min(seen, s.window) : seen);
   }
   return pairs;
+}
+
+bool splits_f32(const AttentionSpec& s, const Target& t, double least) {
+  if (!t.amx_bf16 || s.bf16) return false;
+  const PairSizes n(s);
+  const double width = double(s.dim + s.value_dim);
+  const double pairs = attention_pairs(s);
+  const double group = double(s.heads) / double(s.kv_heads);
+  const double each =
+      std::min(pairs / double(s.q_len), pairs * group / double(s.k_len));
+  return each * width * width / double(n.dim + n.value_dim) >= least;
 }
 
 std::string attention_key(const char* kernel, const AttentionSpec& s) {

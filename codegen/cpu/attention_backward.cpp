@@ -298,14 +298,6 @@ struct Backward : BackwardTiles {
   }
 };
 
-// Whether products in tile registers of split operands pay: enough channels for
-// each pair of a query and a key, whose weights are split, and enough pairs for
-// each row.
-bool splits_backward(const AttentionSpec& s, const Target& target) {
-  return target.amx_bf16 && s.dim >= 64 && s.value_dim >= 64 &&
-         attention_pairs(s) >= 128.0 * double(s.q_len);
-}
-
 }  // namespace
 
 KernelSpec attention_backward(const AttentionSpec& s, const Target& target) {

@@ -1,5 +1,5 @@
-// The products of the attention's backward on f32 vectors: what a pair of blocks of
-// queries and keys computes.
+// The products of the attention's backward on f32 vectors: what a pair of
+// blocks of queries and keys computes.
 #pragma once
 #include "codegen/cpu/attention_emit.h"
 

@@ -77,8 +77,7 @@ Fn BackwardTiles::queries(int C) {
     };
     // many channels: tall tiles, which load least, in fours, since low ones
     // then fill what is left
-    const int64_t tall =
-        many && s.dim >= (getenv("MX") ? 64 : 128) ? s.dim / 56 * 56 : 0;
+    const int64_t tall = many && s.dim >= 128 ? s.dim / 56 * 56 : 0;
     const int64_t whole = tall + (s.dim - tall) / rows * rows;
     if (tall) e.loop(e.i(0), e.i(tall), 14, [&](V d) { block(d, 14); });
     if (whole > tall)

@@ -74,8 +74,16 @@ int64_t pairs_packed_bytes(const AttentionSpec&);
 void emit_pairs_pack(KernelSpec&, const AttentionSpec&);
 void emit_pairs_forward(KernelSpec&, const AttentionSpec&, const Target&);
 void emit_pairs_backward(KernelSpec&, const AttentionSpec&, const Target&);
-// The forward on split f32: whether it gains, and what it emits.
-bool splits_forward(const AttentionSpec&, const Target&);
+// The kernels on split f32: whether they gain, and what they emit. Splitting,
+// and zeros up to whole steps, cost what `least` products of a query's or a
+// key's row gain.
+bool splits_f32(const AttentionSpec&, const Target&, double least);
+inline bool splits_forward(const AttentionSpec& s, const Target& t) {
+  return splits_f32(s, t, 12500);
+}
+inline bool splits_backward(const AttentionSpec& s, const Target& t) {
+  return splits_f32(s, t, 16000);
+}
 void emit_split_forward(KernelSpec&, const AttentionSpec&);
 
 // Keys and values come from beyond L2 when a head is new, and the few rows of a

@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "codegen/cpu/attention_pairs.h"
+#include "codegen/cpu/fetch_rows.h"
 #include "support/error.h"
 
 namespace moec {
@@ -18,10 +19,11 @@ struct BlockSizes {
 };
 
 // Queries that are packed at a time: blocks of them that stay in L2, while all
-// keys pass.
+// keys pass. In planes one, so that what is fetched ahead has room there, too.
 int64_t group_queries(const AttentionSpec& s) {
   constexpr int64_t kRoom = 768 << 10;
   PairSizes n(s);
+  if (n.planes > 1) return kQueries;
   const int64_t bytes = 2 * (n.row_k + n.row_v) + 4 * n.dim;
   const int64_t fit = kRoom / bytes / kQueries * kQueries;
   return std::clamp(fit, kQueries,
@@ -35,7 +37,7 @@ int64_t group_queries(const AttentionSpec& s) {
 // block of P^T and dS^T in rows, of dS^T in pairs of keys, and dropout factors.
 struct Layout {
   int64_t k, v, kt, dk, dv, qt, gt, dqt, q, g, lse, delta;
-  int64_t s, dp, other, p, ds, pairs, keep, end;
+  int64_t s, dp, other, p, ds, pairs, streams, keep, end;
   TransposedKeys transposed;
   Layout(const AttentionSpec& spec, int64_t panel)
       : transposed(pair_padded(spec.k_len), PairSizes(spec).dim,
@@ -62,6 +64,7 @@ struct Layout {
     other = take(2 * kPairStep * panel * 4);  // the same again
     p = take(block.keys * block.row), ds = take(block.keys * block.row);
     pairs = take(block.keys * panel * 2 * n.planes);
+    streams = take(4 * kFetchBytes);
     keep = take(spec.dropout > 0 ? block.keys * panel * 4 : 0);
     end = at;
   }
@@ -78,6 +81,7 @@ struct Backward {
   const int64_t element = s.bf16 ? 2 : 4;
   const DType dtype = s.bf16 ? DType::BF16 : DType::F32;
   const int64_t together = group_queries(s);
+  const int64_t dq_row = key_parts(s).size() > 2 ? s.dim : s.dq.row;
   const Layout at{s, panel};
   const bool drop = s.dropout > 0;
   const int64_t shift = s.k_len - s.q_len;
@@ -94,6 +98,21 @@ struct Backward {
     return e.at(part(at.kt), e.mul(kb, at.transposed.block / block_keys), 1);
   }
   V part(int64_t bytes) { return e.at(e.scratch(), bytes, 1); }
+  // What is read soon, or written: of the next group of queries Q, dO and O,
+  // and this one's dQ.
+  enum Stream { kQ, kGrad, kO, kDq, kStreams };
+  FetchedRows rows_of(int i) const {
+    if (i == kQ) return {s.q.row, s.dim, together};
+    if (i == kDq) return {dq_row, s.dim, together, 1, 0, 2, true};
+    return {s.o.row, s.value_dim, together};
+  }
+  V record(V streams, int i) { return e.at(streams, i * kFetchBytes, 1); }
+  std::function<void(V, int)> fetch_from(V streams) {
+    return [this, streams](V, int) {
+      for (int i = 0; i < kStreams; ++i)
+        fetch_some(e, record(streams, i), rows_of(i));
+    };
+  }
   PairProduct product(V a, int64_t lda, V b, int64_t ldb, V c, int64_t ldc) {
     PairProduct m{a, lda, b, ldb, c, ldc};
     m.planes = planes;
@@ -108,84 +127,176 @@ struct Backward {
     return rows;
   }
 
-  // gradients(K, V, Qt, dOt, P, dS, pairs, stats, tiles, keep, rel, left, from,
-  // to): P = exp2(c K Q^T - lse) and dS = P (V dO^T - delta)
-  Fn gradients(bool masked) {
-    std::vector<Ty> params(10, Ty::Ptr);
-    params.insert(params.end(), 4, Ty::I64);
-    return e.define(masked ? "gm" : "g", params, [&, masked](const Vs& a) {
-      V factor = e.splat(e.f(pair_factor(s)));
-      Vs lse, delta;
+  // What a strip of keys needs to become P and dS.
+  struct Strip {
+    V scores;  // and dP after them
+    V p, ds, pairs, keep;
+    V key;  // its first, of the block
+    V rel, left;
+    V lse[2] = {}, delta[2] = {};
+    bool masked = false;
+  };
+  // P = exp2(c S - lse) and dS = P (dP - delta) of the keys i and i + 1.
+  void weigh(const Strip& t, V i) {
+    V factor = e.splat(e.f(pair_factor(s)));
+    V from = e.mul(i, ld), to = e.mul(i, block_row);
+    Vs rows[2];
+    for (int r = 0; r < 2; ++r) {
+      V p[2], ds[2];
       for (int j = 0; j < 2; ++j) {
-        lse.push_back(e.neg(e.vload(DType::F32, e.at(a[7], j * L))));
-        V p = e.at(e.at(a[7], at.delta - at.lse, 1), j * L);
-        delta.push_back(e.vload(DType::F32, p));
+        const int64_t skip = r * ld + j * L * 4;
+        auto load = [&](V base) {
+          return e.vload(DType::F32, e.at(e.at(base, from, 1), skip, 1));
+        };
+        V y = e.fma(load(t.scores), factor, t.lse[j]);
+        V x = s.bf16 ? exp2_coarse(e, y) : exp2_fast(e, y);
+        if (t.masked) {
+          V key = e.add(e.add(t.key, i), r);
+          x = e.select(pair_seen(e, s, key, t.rel, t.left, j), x,
+                       e.zero(Ty::F32, 0));
+        }
+        V f = drop ? load(t.keep) : nullptr;
+        V g = load(e.at(t.scores, at.dp - at.s, 1));
+        p[j] = drop ? e.mul(x, f) : x;
+        if (drop) g = e.mul(g, f);
+        ds[j] = e.mul(x, e.sub(g, t.delta[j]));
       }
-      V n = e.i(kPairStep);
-      auto multiply = [&](V k, V to) {
-        pair_product(
-            e, product(e.at(a[0], e.mul(k, row_k), 1), row_k, a[2], ld, to, ld),
-            n, e.i(size.dim), false);
-        pair_product(e,
-                     product(e.at(a[1], e.mul(k, row_v), 1), row_v, a[3], ld,
-                             e.at(to, at.dp - at.s, 1), ld),
-                     n, e.i(size.value_dim), false);
+      auto store = [&](const Vs& x, V row) {
+        for (int i = 0; i < planes; ++i)
+          e.store_raw(
+              x[i],
+              e.at(e.at(row, to, 1), r * block_row + i * 2 * kPairStep, 1), 2);
       };
-      // The next strip's products come before what is made of this one's, which
-      // by then are stored.
-      e.if_(e.lt(a[12], a[13]), [&] { multiply(a[12], a[8]); });
-      Vs tiles = {a[8], e.at(a[8], at.other - at.s, 1)};
-      e.loop(a[12], a[13], kPairStep, tiles, [&](V k, Vs tiles) {
-        V next = e.add(k, kPairStep);
-        e.if_(e.lt(next, a[13]), [&] { multiply(next, tiles[1]); });
-        V scores = tiles[0], products = e.at(scores, at.dp - at.s, 1);
-        V row_p = e.at(a[4], e.mul(k, block_row), 1);
-        V row_ds = e.at(a[5], e.mul(k, block_row), 1);
-        V row_pairs = e.at(a[6], e.mul(k, ld / 2 * planes), 1);
-        V row_keep = drop ? e.at(a[9], e.mul(k, ld), 1) : nullptr;
-        e.loop(e.i(0), n, 2, [&](V i) {
-          V from = e.mul(i, ld), to = e.mul(i, block_row);
-          Vs rows[2];
-          for (int r = 0; r < 2; ++r) {
-            V p[2], ds[2];
-            for (int j = 0; j < 2; ++j) {
-              const int skip = r * ld + j * L * 4;
-              auto load = [&](V base) {
-                return e.vload(DType::F32, e.at(e.at(base, from, 1), skip, 1));
-              };
-              V y = e.fma(load(scores), factor, lse[j]);
-              V x = s.bf16 ? exp2_coarse(e, y) : exp2_fast(e, y);
-              if (masked) {
-                V key = e.add(e.add(k, i), r);
-                x = e.select(pair_seen(e, s, key, a[10], a[11], j), x,
-                             e.zero(Ty::F32, 0));
-              }
-              V f = drop ? load(row_keep) : nullptr, g = load(products);
-              p[j] = drop ? e.mul(x, f) : x;
-              if (drop) g = e.mul(g, f);
-              ds[j] = e.mul(x, e.sub(g, delta[j]));
-            }
-            auto store = [&](const Vs& x, V row) {
-              for (int i = 0; i < planes; ++i)
-                e.store_raw(x[i],
-                            e.at(e.at(row, to, 1),
-                                 r * block_row + i * 2 * kPairStep, 1),
-                            2);
+      store(plane_rows(p[0], p[1]), t.p);
+      rows[r] = plane_rows(ds[0], ds[1]);
+      store(rows[r], t.ds);
+    }
+    V pairs = e.at(t.pairs, e.mul(i, ld / 2), 1);
+    for (int k = 0; k < planes; ++k) {
+      Vs two = unpack_pairs(e, rows[0][k], rows[1][k]);
+      for (int j = 0; j < 2; ++j)
+        e.store_raw(two[j], e.at(e.at(pairs, k * kPairStep / 2 * ld, 1), j * L),
+                    4);
+    }
+  }
+
+  // Arguments of the function below, in this order.
+  enum Arg {
+    kKeysAt,
+    kValuesAt,
+    kQueriesAt,
+    kGradAt,
+    kWeights,
+    kGradients,
+    kPairsAt,
+    kStats,
+    kTiles,
+    kKeep,
+    kKeysT,
+    kQueryGrad,
+    kStreamsAt,
+    kRel,
+    kLeft,
+    kFrom,
+    kTo,
+    kArgs
+  };
+  // gradients(...): P and dS of the keys from .. to and of a panel of queries,
+  // and from them dQt += K^T dS. The next strip's products come before what is
+  // made of this one's, which by then are stored; in planes, that goes on
+  // beside them, and the last strip's beside dQt of the others.
+  Fn gradients(bool masked) {
+    std::vector<Ty> params(kArgs, Ty::Ptr);
+    std::fill(params.begin() + kRel, params.end(), Ty::I64);
+    return e.define(masked ? "gm" : "g", params, [&, masked](const Vs& a) {
+      Strip strip;
+      for (int j = 0; j < 2; ++j) {
+        V lse = e.at(a[kStats], j * L);
+        strip.lse[j] = e.neg(e.vload(DType::F32, lse));
+        strip.delta[j] = e.vload(DType::F32, e.at(lse, at.delta - at.lse, 1));
+      }
+      strip.rel = a[kRel], strip.left = a[kLeft], strip.masked = masked;
+      auto strip_at = [&](V k, V tile) {
+        Strip t = strip;
+        t.scores = tile, t.key = k;
+        t.p = e.at(a[kWeights], e.mul(k, block_row), 1);
+        t.ds = e.at(a[kGradients], e.mul(k, block_row), 1);
+        t.pairs = e.at(a[kPairsAt], e.mul(k, ld / 2 * planes), 1);
+        t.keep = drop ? e.at(a[kKeep], e.mul(k, ld), 1) : nullptr;
+        return t;
+      };
+      auto finish = [&](const Strip& t, V from) {
+        e.loop(from, e.i(kPairStep), 2, [&](V i) { weigh(t, i); });
+      };
+      // Both products of a strip, each beside half of what is made of the one
+      // before.
+      auto multiply = [&](V k, V to, const Strip* before) {
+        for (int half = 0; half < 2; ++half) {
+          const int64_t row = half ? row_v : row_k;
+          const int64_t width = half ? size.value_dim : size.dim;
+          PairProduct m = product(e.at(a[half], e.mul(k, row), 1), row,
+                                  a[kQueriesAt + half], ld,
+                                  half ? e.at(to, at.dp - at.s, 1) : to, ld);
+          // steps of the sum that do a share each
+          const int parts = beside_parts(planes);
+          const int shares = width >= 2 * kPairStep ? 2 : 1;
+          const int n = int(kPairStep / 4) / shares / parts;  // of two keys
+          auto some = [&](V x, int part) {
+            auto body = [&] {
+              V first = e.mul(e.lshr(x, e.i(5)), 2 * n * parts);
+              for (int i = 0; i < n; ++i)
+                weigh(*before,
+                      e.add(first, half * kPairStep / 2 + 2 * (part * n + i)));
             };
-            store(plane_rows(p[0], p[1]), row_p);
-            rows[r] = plane_rows(ds[0], ds[1]);
-            store(rows[r], row_ds);
-          }
-          V pairs = e.at(row_pairs, e.mul(i, ld / 2), 1);
-          for (int k = 0; k < planes; ++k) {
-            Vs two = unpack_pairs(e, rows[0][k], rows[1][k]);
-            for (int j = 0; j < 2; ++j)
-              e.store_raw(two[j],
-                          e.at(e.at(pairs, k * kPairStep / 2 * ld, 1), j * L),
-                          4);
-          }
+            if (width == shares * kPairStep) return body();
+            e.if_(e.lt(x, e.i(shares * kPairStep)), body);
+          };
+          if (before) m.beside = some;
+          pair_product(e, m, e.i(kPairStep), e.i(width), false);
+        }
+      };
+      V low = a[kFrom], high = a[kTo], last = e.add(high, -kPairStep);
+      auto add_queries = [&](V from, V n, const Strip* beside) {
+        V kt = e.at(a[kKeysT], from, 2 * planes);
+        V pairs = e.at(a[kPairsAt], e.mul(from, ld / 2 * planes), 1);
+        const int parts = beside_parts(planes);
+        e.loop(e.i(0), e.i(size.dim), kPairStep, [&](V d) {
+          PairProduct m = product(e.at(kt, e.mul(d, at.transposed.row), 1),
+                                  at.transposed.row, pairs, ld,
+                                  e.at(a[kQueryGrad], e.mul(d, ld), 1), ld);
+          V before = e.mul(d, e.lshr(n, e.i(5)));
+          auto some = [&](V x, int part) {
+            V i = e.mul(e.lshr(e.add(before, x), e.i(5)), 2 * parts);
+            i = e.add(i, 2 * part);
+            e.if_(e.lt(i, e.i(kPairStep)), [&] { weigh(*beside, i); });
+          };
+          if (beside)
+            m.beside = some;
+          else if (planes > 1)
+            m.beside = fetch_from(a[kStreamsAt]);
+          pair_product(e, m, e.i(kPairStep), n, true);
         });
-        return Vs{tiles[1], tiles[0]};
+        if (!beside) return;
+        V done = e.mul(e.lshr(n, e.i(5)), 2 * parts * size.dim / kPairStep);
+        finish(*beside, e.min(done, e.i(kPairStep)));
+      };
+      e.if_(e.lt(low, high), [&] {
+        Vs tiles = {a[kTiles], e.at(a[kTiles], at.other - at.s, 1)};
+        multiply(low, tiles[0], nullptr);
+        tiles = e.loop(low, last, kPairStep, tiles, [&](V k, Vs tiles) {
+          Strip t = strip_at(k, tiles[0]);
+          const bool beside = planes > 1;
+          multiply(e.add(k, kPairStep), tiles[1], beside ? &t : nullptr);
+          if (!beside) finish(t, e.i(0));
+          return Vs{tiles[1], tiles[0]};
+        });
+        Strip t = strip_at(last, tiles[0]);
+        if (planes > 1) {
+          add_queries(low, e.sub(last, low), &t);
+          add_queries(last, e.i(kPairStep), nullptr);
+        } else {
+          finish(t, e.i(0));
+        }
       });
     });
   }
@@ -199,17 +310,18 @@ struct Backward {
     });
   }
 
-  // outer(P, X, C, n): C[key][channel] += P[key][query] X[query][channel] for
-  // kPairStep keys and n queries; here channels are the lanes
+  // outer(P, X, C, n, streams): C[key][channel] += P[key][query]
+  // X[query][channel] for kPairStep keys and n queries; here channels are the
+  // lanes
   Fn outer(int64_t channels) {
-    std::vector<Ty> params = {Ty::Ptr, Ty::Ptr, Ty::Ptr, Ty::I64};
+    std::vector<Ty> params = {Ty::Ptr, Ty::Ptr, Ty::Ptr, Ty::I64, Ty::Ptr};
     std::string name = "o" + std::to_string(channels);
     return e.define(name, params, [&, channels](const Vs& a) {
       e.loop(e.i(0), e.i(channels), panel, [&](V d) {
-        pair_product(e,
-                     product(a[0], block_row, e.at(a[1], d), channels * 4,
-                             e.at(a[2], d), channels * 4),
-                     e.i(kPairStep), a[3], true);
+        PairProduct m = product(a[0], block_row, e.at(a[1], d), channels * 4,
+                                e.at(a[2], d), channels * 4);
+        if (planes > 1) m.beside = fetch_from(a[4]);
+        pair_product(e, m, e.i(kPairStep), a[3], true);
       });
     });
   }
@@ -293,6 +405,7 @@ struct Backward {
       }
       V column = e.sub(q0, qg);
       V pairs = part(at.pairs);
+      V kt = transposed_at(kb), dqt = queries_at(at.dqt, size.dim * 4, q0);
       auto part_of = [&](bool masked, V from, V to) {
         e.call(gradients(masked),
                {e.at(k_rows, e.mul(kb, row_k), 1),
@@ -302,16 +415,24 @@ struct Backward {
                 e.at(part(at.p), column, 2 * planes),
                 e.at(part(at.ds), column, 2 * planes), pairs,
                 e.at(part(at.lse), e.sub(q0, start)), part(at.s), part(at.keep),
-                rel, left, from, to});
+                kt, dqt, part(at.streams), rel, left, from, to});
       };
       V whole = e.max(r.low, r.whole);
+      if (planes > 1) {
+        // all keys in one go, for there to be a next strip
+        V masks = e.lt(whole, r.end);
+        if (s.window) masks = e.or_(masks, e.lt(r.first, r.low));
+        e.if_(
+            masks, [&] { part_of(true, r.first, r.end); },
+            [&] { part_of(false, r.first, r.end); });
+        return;
+      }
       if (s.window) part_of(true, r.first, r.low);
       part_of(false, r.low, whole);
       part_of(true, whole, r.end);
       e.call(queries(),
-             {e.at(transposed_at(kb), r.first, 2 * planes),
-              e.at(pairs, e.mul(r.first, ld / 2 * planes), 1),
-              queries_at(at.dqt, size.dim * 4, q0), e.sub(r.end, r.first)});
+             {e.at(kt, r.first, 2), e.at(pairs, e.mul(r.first, ld / 2), 1), dqt,
+              e.sub(r.end, r.first)});
     });
     V end = e.min(ceil_to(e, left, kPairStep), e.i(block_keys));
     e.loop(zero, end, kPairStep, [&](V key) {
@@ -326,16 +447,30 @@ struct Backward {
         V skip = e.add(e.mul(key, block_row), e.mul(e.sub(qs, qg), 2 * planes));
         e.call(outer(size.value_dim),
                {e.at(part(at.p), skip, 1), queries_at(at.g, size.row_v, qs),
-                keys(at.dv, size.value_dim * 4, key), n});
+                keys(at.dv, size.value_dim * 4, key), n, part(at.streams)});
         e.call(outer(size.dim),
                {e.at(part(at.ds), skip, 1), queries_at(at.q, size.row_k, qs),
-                keys(at.dk, size.dim * 4, key), n});
+                keys(at.dk, size.dim * 4, key), n, part(at.streams)});
       });
     });
   }
 
+  // Fetches what follows the group of queries from `start` on, of this head or
+  // the next one.
+  void fetch_queries(const Head& h, V start) {
+    V next = e.add(start, together), ends = e.ge(next, e.i(s.q_len));
+    auto ahead = [&](Stream i, V rows, const AttentionView& v) {
+      V skip = e.select(ends, e.i(v.head), e.mul(next, v.row));
+      start_fetch(e, record(part(at.streams), i), e.at(rows, skip));
+    };
+    ahead(kQ, h.q, s.q), ahead(kGrad, h.dout, s.o), ahead(kO, h.o, s.o);
+    start_fetch(e, record(part(at.streams), kDq),
+                e.at(h.dq, e.mul(start, dq_row)));
+  }
+
   // dQ of the group of queries from `start` on, and what they add to dK and dV.
   void query_group(const Head& h, V start) {
+    if (planes > 1) fetch_queries(h, start);
     pack_queries(h, start);
     statistics(h, start);
     zero_fill(e, part(at.dqt), e.i((at.q - at.dqt) / 4));

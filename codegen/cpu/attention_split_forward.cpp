@@ -2,11 +2,11 @@
 // holds many panels of queries, for which it splits the keys once, and takes
 // them in turn for each block of keys: what vector instructions do for one
 // panel, its exponentials, goes on beside the next one's products.
-#include <bit>
 #include <cmath>
 #include <numeric>
 
 #include "codegen/cpu/attention_pairs.h"
+#include "codegen/cpu/fetch_rows.h"
 
 namespace moec {
 
@@ -80,50 +80,20 @@ struct Forward {
   const bool drop = s.dropout > 0;
   const int64_t shift = s.k_len - s.q_len;
 
-  // What is read soon, or written: rows that come from beyond L2, line by line
-  // while the tiles are at work. The scratch has an address and a counter of
-  // lines for each.
+  // What is read soon, or written.
   enum Stream { kNextK, kNextV, kNextQ, kOutput, kStreams };
-  struct Rows {
-    int64_t row, lines;          // elements from row to row; lines of a row
-    int64_t heads, head, count;  // and from head to head; a head's rows
-  };
-  Rows rows_of(Stream i) const {
-    auto lines = [&](int64_t channels) {
-      return int64_t(std::bit_ceil(uint64_t(channels * 4 + 63) / 64));
-    };
+  FetchedRows rows_of(int i) const {
     const int64_t group = s.heads / s.kv_heads;
     const int64_t queries = chunks.panels * kPanel;
-    if (i == kNextK) return {s.k.row, lines(s.dim), 1, 0, kKeys};
-    if (i == kNextV) return {s.v.row, lines(s.value_dim), 1, 0, kKeys};
-    if (i == kNextQ) return {s.q.row, lines(s.dim), group, s.q.head, queries};
-    return {s.o.row, lines(s.value_dim), group, s.o.head, queries};
+    // blocks of keys come more often
+    if (i == kNextK) return {s.k.row, s.dim, kKeys, 1, 0, 4};
+    if (i == kNextV) return {s.v.row, s.value_dim, kKeys, 1, 0, 4};
+    if (i == kNextQ) return {s.q.row, s.dim, queries, group, s.q.head};
+    return {s.o.row, s.value_dim, queries, group, s.o.head, 2, true};
   }
+  V record(V streams, int i) { return e.at(streams, i * kFetchBytes, 1); }
   void start(Stream i, V base) {
-    V slot = e.at(part(at.streams), i * 16, 1);
-    e.store_raw(base, slot, 8);
-    e.store_raw(e.i(0), e.at(slot, 8, 1));
-  }
-  void fetch(V streams) {
-    for (int i = 0; i < kStreams; ++i) {
-      const Rows r = rows_of(Stream(i));
-      // blocks of keys come more often
-      const int64_t n = std::min<int64_t>(r.lines, i < kNextQ ? 4 : 2);
-      V slot = e.at(streams, i * 16, 1), counter = e.at(slot, 8, 1);
-      V line = e.load_raw(Ty::I64, counter);
-      e.if_(e.lt(line, e.i(r.heads * r.count * r.lines)), [&] {
-        e.store_raw(e.add(line, n), counter);
-        V row = e.div(line, e.i(r.lines));
-        V index = e.mul(row, r.row);
-        if (r.heads > 1)
-          index = e.add(e.mul(e.div(row, e.i(r.count)), r.head),
-                        e.mul(e.rem(row, e.i(r.count)), r.row));
-        V p = e.at(e.load_raw(Ty::Ptr, slot, -1, 8), index);
-        p = e.at(p, e.mul(e.rem(line, e.i(r.lines)), 64), 1);
-        for (int64_t k = 0; k < n; ++k)
-          e.prefetch(e.at(p, 64 * k, 1), 2, i == kOutput);
-      });
-    }
+    start_fetch(e, record(part(at.streams), i), base);
   }
 
   V part(int64_t bytes) { return e.at(e.scratch(), bytes, 1); }
@@ -288,7 +258,10 @@ struct Forward {
         });
       }
       PairProduct m = product(a[0], at.row_v, a[1], o);
-      m.beside = [&](V, int) { fetch(a[4]); };
+      m.beside = [&](V, int) {
+        for (int i = 0; i < kStreams; ++i)
+          fetch_some(e, record(a[4], i), rows_of(i));
+      };
       pair_product(e, m, e.i(size.value_dim), a[3], !first);
     });
   }
@@ -473,20 +446,6 @@ struct Forward {
 };
 
 }  // namespace
-
-bool splits_forward(const AttentionSpec& s, const Target& t) {
-  if (!t.amx_bf16 || s.bf16) return false;
-  // Splitting, and zeros up to whole steps, cost what so many products of a
-  // query's or a key's row gain.
-  constexpr double kLeast = 12500;
-  const PairSizes n(s);
-  const double width = double(s.dim + s.value_dim),
-               group = double(s.heads) / double(s.kv_heads);
-  const double pairs = attention_pairs(s);
-  const double each =
-      std::min(pairs / double(s.q_len), pairs * group / double(s.k_len));
-  return each * width * width / double(n.dim + n.value_dim) >= kLeast;
-}
 
 void emit_split_forward(KernelSpec& spec, const AttentionSpec& s) {
   spec.emit = [s](Emit& e) { Forward{e, s}.kernel(); };

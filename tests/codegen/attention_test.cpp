@@ -253,6 +253,12 @@ TEST_CASE("attention on split f32 agrees with the definition") {
       s.set_layout(true);
       check(t, s);
     }
+    s = causal(1, 390, 610, 128, 128);
+    check(t, s);
+    s.window = 210;
+    check(t, s);
+    // keys with several owners
+    check(t, make_spec(1, 1, 1, 1060, 1060, 64, 64, true));
     s = causal(8, 140, 140, 128, 128);
     s.set_layout(true);
     check(t, s);
