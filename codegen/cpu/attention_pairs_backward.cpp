@@ -1,331 +1,18 @@
-#include <algorithm>
-
-#include "codegen/cpu/attention_pairs.h"
-#include "codegen/cpu/fetch_rows.h"
+#include "codegen/cpu/attention_pairs_backward.h"
 #include "support/error.h"
 
 namespace moec {
 
 namespace {
 
-constexpr int64_t kQueries = 128;  // of a block
-
-// What the operands' planes decide: how many keys a block has, and a row of the
-// P and dS blocks in bytes, an odd number of cache lines.
-struct BlockSizes {
-  int64_t keys, row;
-  explicit BlockSizes(int planes)
-      : keys(planes > 1 ? 128 : kKeyPanel), row(2 * planes * kQueries + 64) {}
-};
-
-// Queries that are packed at a time: blocks of them that stay in L2, while all
-// keys pass. In planes one, so that what is fetched ahead has room there, too.
-int64_t group_queries(const AttentionSpec& s) {
-  constexpr int64_t kRoom = 768 << 10;
-  PairSizes n(s);
-  if (n.planes > 1) return kQueries;
-  const int64_t bytes = 2 * (n.row_k + n.row_v) + 4 * n.dim;
-  const int64_t fit = kRoom / bytes / kQueries * kQueries;
-  return std::clamp(fit, kQueries,
-                    (s.q_len + kQueries - 1) / kQueries * kQueries);
-}
-
-// Scratch, in bytes. Of the keys of a head: K and V unless they stand as they
-// are, K^T, and f32 dK and dV. Of a group of queries, in panels of 2 * lanes():
-// pairs of Q^T and dO^T and f32 dQ^T; in pairs of rows: Q and dO; log-sum-exp
-// (base 2) and rowsum(dO O). Then two strips each of f32 S^T and dP^T, the
-// block of P^T and dS^T in rows, of dS^T in pairs of keys, and dropout factors.
-struct Layout {
-  int64_t k, v, kt, dk, dv, qt, gt, dqt, q, g, lse, delta;
-  int64_t s, dp, other, p, ds, pairs, streams, keep, end;
-  TransposedKeys transposed;
-  Layout(const AttentionSpec& spec, int64_t panel)
-      : transposed(pair_padded(spec.k_len), PairSizes(spec).dim,
-                   BlockSizes(PairSizes(spec).planes).keys,
-                   PairSizes(spec).planes) {
-    PairSizes n(spec);
-    const BlockSizes block(n.planes);
-    const int64_t keys = pair_padded(spec.k_len), rows = group_queries(spec);
-    int64_t at = 0;
-    auto take = [&](int64_t bytes) {
-      int64_t here = at;
-      at += (bytes + 63) / 64 * 64;
-      return here;
-    };
-    k = take(rows_stand(spec, spec.k, spec.dim) ? 0 : keys * n.row_k);
-    v = take(rows_stand(spec, spec.v, spec.value_dim) ? 0 : keys * n.row_v);
-    kt = take(transposed.bytes);
-    dk = take(keys * n.dim * 4), dv = take(keys * n.value_dim * 4);
-    qt = take(rows * n.row_k), gt = take(rows * n.row_v);
-    dqt = take(rows * n.dim * 4);
-    q = take(rows * n.row_k), g = take(rows * n.row_v);
-    lse = take(rows * 4), delta = take(rows * 4);
-    s = take(kPairStep * panel * 4), dp = take(kPairStep * panel * 4);
-    other = take(2 * kPairStep * panel * 4);  // the same again
-    p = take(block.keys * block.row), ds = take(block.keys * block.row);
-    pairs = take(block.keys * panel * 2 * n.planes);
-    streams = take(4 * kFetchBytes);
-    keep = take(spec.dropout > 0 ? block.keys * panel * 4 : 0);
-    end = at;
-  }
-};
-
-struct Backward {
-  Emit& e;
-  const AttentionSpec& s;
-  const int L = e.lanes(), panel = 2 * L, ld = panel * 4;
-  const PairSizes size{s};
-  const int planes = size.planes;
-  const int64_t block_keys = BlockSizes(planes).keys,
-                block_row = BlockSizes(planes).row;
-  const int64_t element = s.bf16 ? 2 : 4;
-  const DType dtype = s.bf16 ? DType::BF16 : DType::F32;
-  const int64_t together = group_queries(s);
-  const int64_t dq_row = key_parts(s).size() > 2 ? s.dim : s.dq.row;
-  const Layout at{s, panel};
-  const bool drop = s.dropout > 0;
-  const int64_t shift = s.k_len - s.q_len;
+struct Backward : PairBackward {
   KeyPart own = {};
-  // K and V as the products read them, and their rows in bytes
-  const bool k_stands = rows_stand(s, s.k, s.dim);
-  const bool v_stands = rows_stand(s, s.v, s.value_dim);
-  const int64_t row_k = k_stands ? 2 * s.k.row : size.row_k;
-  const int64_t row_v = v_stands ? 2 * s.v.row : size.row_v;
   V k_rows = nullptr, v_rows = nullptr;
 
   // K^T of the block whose first key is `kb`.
   V transposed_at(V kb) {
     return e.at(part(at.kt), e.mul(kb, at.transposed.block / block_keys), 1);
   }
-  V part(int64_t bytes) { return e.at(e.scratch(), bytes, 1); }
-  // What is read soon, or written: of the next group of queries Q, dO and O,
-  // and this one's dQ.
-  enum Stream { kQ, kGrad, kO, kDq, kStreams };
-  FetchedRows rows_of(int i) const {
-    if (i == kQ) return {s.q.row, s.dim, together};
-    if (i == kDq) return {dq_row, s.dim, together, 1, 0, 2, true};
-    return {s.o.row, s.value_dim, together};
-  }
-  V record(V streams, int i) { return e.at(streams, i * kFetchBytes, 1); }
-  std::function<void(V, int)> fetch_from(V streams) {
-    return [this, streams](V, int) {
-      for (int i = 0; i < kStreams; ++i)
-        fetch_some(e, record(streams, i), rows_of(i));
-    };
-  }
-  PairProduct product(V a, int64_t lda, V b, int64_t ldb, V c, int64_t ldc) {
-    PairProduct m{a, lda, b, ldb, c, ldc};
-    m.planes = planes;
-    m.a_step = m.a_plane * planes;
-    return m;
-  }
-  // 2 * lanes() weights side by side, in planes.
-  Vs plane_rows(V first, V second) {
-    if (planes == 1) return {e.to_bf16(first, second)};
-    Vs a = split_f32(e, first), b = split_f32(e, second), rows;
-    for (int i = 0; i < planes; ++i) rows.push_back(join_row(e, a[i], b[i]));
-    return rows;
-  }
-
-  // What a strip of keys needs to become P and dS.
-  struct Strip {
-    V scores;  // and dP after them
-    V p, ds, pairs, keep;
-    V key;  // its first, of the block
-    V rel, left;
-    V lse[2] = {}, delta[2] = {};
-    bool masked = false;
-  };
-  // P = exp2(c S - lse) and dS = P (dP - delta) of the keys i and i + 1.
-  void weigh(const Strip& t, V i) {
-    V factor = e.splat(e.f(pair_factor(s)));
-    V from = e.mul(i, ld), to = e.mul(i, block_row);
-    Vs rows[2];
-    for (int r = 0; r < 2; ++r) {
-      V p[2], ds[2];
-      for (int j = 0; j < 2; ++j) {
-        const int64_t skip = r * ld + j * L * 4;
-        auto load = [&](V base) {
-          return e.vload(DType::F32, e.at(e.at(base, from, 1), skip, 1));
-        };
-        V y = e.fma(load(t.scores), factor, t.lse[j]);
-        V x = s.bf16 ? exp2_coarse(e, y) : exp2_fast(e, y);
-        if (t.masked) {
-          V key = e.add(e.add(t.key, i), r);
-          x = e.select(pair_seen(e, s, key, t.rel, t.left, j), x,
-                       e.zero(Ty::F32, 0));
-        }
-        V f = drop ? load(t.keep) : nullptr;
-        V g = load(e.at(t.scores, at.dp - at.s, 1));
-        p[j] = drop ? e.mul(x, f) : x;
-        if (drop) g = e.mul(g, f);
-        ds[j] = e.mul(x, e.sub(g, t.delta[j]));
-      }
-      auto store = [&](const Vs& x, V row) {
-        for (int i = 0; i < planes; ++i)
-          e.store_raw(
-              x[i],
-              e.at(e.at(row, to, 1), r * block_row + i * 2 * kPairStep, 1), 2);
-      };
-      store(plane_rows(p[0], p[1]), t.p);
-      rows[r] = plane_rows(ds[0], ds[1]);
-      store(rows[r], t.ds);
-    }
-    V pairs = e.at(t.pairs, e.mul(i, ld / 2), 1);
-    for (int k = 0; k < planes; ++k) {
-      Vs two = unpack_pairs(e, rows[0][k], rows[1][k]);
-      for (int j = 0; j < 2; ++j)
-        e.store_raw(two[j], e.at(e.at(pairs, k * kPairStep / 2 * ld, 1), j * L),
-                    4);
-    }
-  }
-
-  // Arguments of the function below, in this order.
-  enum Arg {
-    kKeysAt,
-    kValuesAt,
-    kQueriesAt,
-    kGradAt,
-    kWeights,
-    kGradients,
-    kPairsAt,
-    kStats,
-    kTiles,
-    kKeep,
-    kKeysT,
-    kQueryGrad,
-    kStreamsAt,
-    kRel,
-    kLeft,
-    kFrom,
-    kTo,
-    kArgs
-  };
-  // gradients(...): P and dS of the keys from .. to and of a panel of queries,
-  // and from them dQt += K^T dS. The next strip's products come before what is
-  // made of this one's, which by then are stored; in planes, that goes on
-  // beside them, and the last strip's beside dQt of the others.
-  Fn gradients(bool masked) {
-    std::vector<Ty> params(kArgs, Ty::Ptr);
-    std::fill(params.begin() + kRel, params.end(), Ty::I64);
-    return e.define(masked ? "gm" : "g", params, [&, masked](const Vs& a) {
-      Strip strip;
-      for (int j = 0; j < 2; ++j) {
-        V lse = e.at(a[kStats], j * L);
-        strip.lse[j] = e.neg(e.vload(DType::F32, lse));
-        strip.delta[j] = e.vload(DType::F32, e.at(lse, at.delta - at.lse, 1));
-      }
-      strip.rel = a[kRel], strip.left = a[kLeft], strip.masked = masked;
-      auto strip_at = [&](V k, V tile) {
-        Strip t = strip;
-        t.scores = tile, t.key = k;
-        t.p = e.at(a[kWeights], e.mul(k, block_row), 1);
-        t.ds = e.at(a[kGradients], e.mul(k, block_row), 1);
-        t.pairs = e.at(a[kPairsAt], e.mul(k, ld / 2 * planes), 1);
-        t.keep = drop ? e.at(a[kKeep], e.mul(k, ld), 1) : nullptr;
-        return t;
-      };
-      auto finish = [&](const Strip& t, V from) {
-        e.loop(from, e.i(kPairStep), 2, [&](V i) { weigh(t, i); });
-      };
-      // Both products of a strip, each beside half of what is made of the one
-      // before.
-      auto multiply = [&](V k, V to, const Strip* before) {
-        for (int half = 0; half < 2; ++half) {
-          const int64_t row = half ? row_v : row_k;
-          const int64_t width = half ? size.value_dim : size.dim;
-          PairProduct m = product(e.at(a[half], e.mul(k, row), 1), row,
-                                  a[kQueriesAt + half], ld,
-                                  half ? e.at(to, at.dp - at.s, 1) : to, ld);
-          // steps of the sum that do a share each
-          const int parts = beside_parts(planes);
-          const int shares = width >= 2 * kPairStep ? 2 : 1;
-          const int n = int(kPairStep / 4) / shares / parts;  // of two keys
-          auto some = [&](V x, int part) {
-            auto body = [&] {
-              V first = e.mul(e.lshr(x, e.i(5)), 2 * n * parts);
-              for (int i = 0; i < n; ++i)
-                weigh(*before,
-                      e.add(first, half * kPairStep / 2 + 2 * (part * n + i)));
-            };
-            if (width == shares * kPairStep) return body();
-            e.if_(e.lt(x, e.i(shares * kPairStep)), body);
-          };
-          if (before) m.beside = some;
-          pair_product(e, m, e.i(kPairStep), e.i(width), false);
-        }
-      };
-      V low = a[kFrom], high = a[kTo], last = e.add(high, -kPairStep);
-      auto add_queries = [&](V from, V n, const Strip* beside) {
-        V kt = e.at(a[kKeysT], from, 2 * planes);
-        V pairs = e.at(a[kPairsAt], e.mul(from, ld / 2 * planes), 1);
-        const int parts = beside_parts(planes);
-        e.loop(e.i(0), e.i(size.dim), kPairStep, [&](V d) {
-          PairProduct m = product(e.at(kt, e.mul(d, at.transposed.row), 1),
-                                  at.transposed.row, pairs, ld,
-                                  e.at(a[kQueryGrad], e.mul(d, ld), 1), ld);
-          V before = e.mul(d, e.lshr(n, e.i(5)));
-          auto some = [&](V x, int part) {
-            V i = e.mul(e.lshr(e.add(before, x), e.i(5)), 2 * parts);
-            i = e.add(i, 2 * part);
-            e.if_(e.lt(i, e.i(kPairStep)), [&] { weigh(*beside, i); });
-          };
-          if (beside)
-            m.beside = some;
-          else if (planes > 1)
-            m.beside = fetch_from(a[kStreamsAt]);
-          pair_product(e, m, e.i(kPairStep), n, true);
-        });
-        if (!beside) return;
-        V done = e.mul(e.lshr(n, e.i(5)), 2 * parts * size.dim / kPairStep);
-        finish(*beside, e.min(done, e.i(kPairStep)));
-      };
-      e.if_(e.lt(low, high), [&] {
-        Vs tiles = {a[kTiles], e.at(a[kTiles], at.other - at.s, 1)};
-        multiply(low, tiles[0], nullptr);
-        tiles = e.loop(low, last, kPairStep, tiles, [&](V k, Vs tiles) {
-          Strip t = strip_at(k, tiles[0]);
-          const bool beside = planes > 1;
-          multiply(e.add(k, kPairStep), tiles[1], beside ? &t : nullptr);
-          if (!beside) finish(t, e.i(0));
-          return Vs{tiles[1], tiles[0]};
-        });
-        Strip t = strip_at(last, tiles[0]);
-        if (planes > 1) {
-          add_queries(low, e.sub(last, low), &t);
-          add_queries(last, e.i(kPairStep), nullptr);
-        } else {
-          finish(t, e.i(0));
-        }
-      });
-    });
-  }
-
-  // queries(Kt, pairs, dQt, n): dQt += K^T dS over n keys
-  Fn queries() {
-    std::vector<Ty> params = {Ty::Ptr, Ty::Ptr, Ty::Ptr, Ty::I64};
-    return e.define("q", params, [&](const Vs& a) {
-      pair_product(e, product(a[0], at.transposed.row, a[1], ld, a[2], ld),
-                   e.i(size.dim), a[3], true);
-    });
-  }
-
-  // outer(P, X, C, n, streams): C[key][channel] += P[key][query]
-  // X[query][channel] for kPairStep keys and n queries; here channels are the
-  // lanes
-  Fn outer(int64_t channels) {
-    std::vector<Ty> params = {Ty::Ptr, Ty::Ptr, Ty::Ptr, Ty::I64, Ty::Ptr};
-    std::string name = "o" + std::to_string(channels);
-    return e.define(name, params, [&, channels](const Vs& a) {
-      e.loop(e.i(0), e.i(channels), panel, [&](V d) {
-        PairProduct m = product(a[0], block_row, e.at(a[1], d), channels * 4,
-                                e.at(a[2], d), channels * 4);
-        if (planes > 1) m.beside = fetch_from(a[4]);
-        pair_product(e, m, e.i(kPairStep), a[3], true);
-      });
-    });
-  }
-
   struct Head {
     V q, dout, o, dq, lse, bh, key0, key1;
   };
@@ -488,9 +175,9 @@ struct Backward {
         last = e.min(
             last,
             ceil_to(e, e.add(kb, block_keys + s.window - 1 - shift), panel));
-      e.loop(floor_to(e, first, kQueries), last, kQueries, [&](V qg) {
+      e.loop(floor_to(e, first, kPairQueries), last, kPairQueries, [&](V qg) {
         block(h, kb, start, qg, e.max(qg, floor_to(e, first, panel)),
-              e.min(e.add(qg, kQueries), last));
+              e.min(e.add(qg, kPairQueries), last));
       });
     });
     store_queries(h, start);
@@ -601,8 +288,8 @@ struct Backward {
 
 void emit_pairs_backward(KernelSpec& spec, const AttentionSpec& s,
                          const Target& target) {
-  spec.emit = [s](Emit& e) { Backward{e, s}.kernel(); };
-  spec.scratch_bytes = Layout(s, panel_lanes(target)).end;
+  spec.emit = [s](Emit& e) { Backward{{e, s}}.kernel(); };
+  spec.scratch_bytes = PairBackwardLayout(s, panel_lanes(target)).end;
 }
 
 }  // namespace moec
