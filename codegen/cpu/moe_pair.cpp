@@ -151,11 +151,11 @@ V PairExperts::sum_block(V sums, V number, V c) {
   return e.at(sums, e.add(panel, e.mul(c, kPanel)));
 }
 
-void PairExperts::add_product(V from, int64_t width, Vs args, SplitKind job,
-                              V record) {
+void PairExperts::add_product(V from, V valid, int64_t width, Vs args,
+                              SplitKind job, V record) {
   if (job != SplitKind::None) args.push_back(record);
   auto run = [&](bool accumulate) {
-    e.call(product(width, accumulate, 0, job), args);
+    call_product(valid, width, accumulate, job, args);
   };
   if (fit.features == s.hidden) return run(false);
   e.if_(e.eq(from, e.i(0)), [&] { run(false); }, [&] { run(true); });
@@ -193,10 +193,11 @@ V PairExperts::take_operand(V record, V buffers, int64_t size, SplitKind kind,
 }
 
 Fn PairExperts::product(int64_t width, bool accumulate, int64_t a_step,
-                        SplitKind job, int64_t fetch) {
+                        SplitKind job, int64_t fetch, int vectors) {
   std::string name = "product" + std::to_string(width) + "_" +
-                     std::to_string(a_step) + "_" + std::to_string(int(job)) +
-                     "_" + std::to_string(fetch) + (accumulate ? "add" : "");
+                     std::to_string(vectors) + "_" + std::to_string(a_step) +
+                     "_" + std::to_string(int(job)) + "_" +
+                     std::to_string(fetch) + (accumulate ? "add" : "");
   const int64_t left = 2 * planes;  // bytes of an element
   if (!a_step) a_step = kPairStep;
   std::vector<Ty> params = {Ty::Ptr, Ty::Ptr, Ty::Ptr, Ty::I64};
@@ -225,12 +226,24 @@ Fn PairExperts::product(int64_t width, bool accumulate, int64_t a_step,
                   .c = a[2],
                   .ldc = 4 * kPanel,
                   .a_step = left * a_step,
+                  .vectors = vectors,
                   .beside = beside,
                   .planes = planes,
                   .job = job != SplitKind::None ? a[4] : nullptr,
                   .job_kind = job},
                  e.i(kPairStep), a[3], accumulate);
+    for (int r = 0; vectors < 2 && !accumulate && r < kPairStep; ++r)
+      e.vstore(DType::F32, e.zero(Ty::F32, 0),
+               e.at(a[2], r * kPanel + kPanel / 2));
   });
+}
+
+void PairExperts::call_product(V valid, int64_t width, bool accumulate,
+                               SplitKind job, const Vs& args) {
+  auto run = [&](int vectors) {
+    e.call(product(width, accumulate, 0, job, 0, vectors), args);
+  };
+  e.if_(e.gt(valid, e.i(kPanel / 2)), [&] { run(2); }, [&] { run(1); });
 }
 
 Fn PairExperts::flip(int rows, bool bias, int64_t stride) {
@@ -460,14 +473,13 @@ struct Forward : PairExperts {
         gate_rows =
             weight_rows(e.at(w.gate, row, size), rows, s.dim, s.dim, gate_rows);
       V at_bias = e.add(e.mul(t.expert, s.hidden), f);
-      for_panels(t.count, [&](V, V, V number) {
+      for_panels(t.count, [&](V, V valid, V number) {
         V x = e.at(part(at.x), e.mul(number, x_panel), 1), c = part(at.h);
-        Fn up =
-            product(dim, false, 0, ahead ? SplitKind::Rows : SplitKind::None);
         auto multiply = [&](V rows, V sums) {
           Vs args{rows, x, sums, e.i(dim)};
           if (ahead) args.push_back(part(at.job));
-          e.call(up, args);
+          call_product(valid, dim, false,
+                       ahead ? SplitKind::Rows : SplitKind::None, args);
         };
         multiply(up_rows, c);
         if (gated) multiply(gate_rows, e.at(c, kBlock, 1));
@@ -520,7 +532,8 @@ struct Forward : PairExperts {
         for_panels(t.count, [&](V first, V valid, V number) {
           V a = e.at(part(at.a), e.mul(number, h_panel), 1);
           V y = sum_block(part(at.y), number, c);
-          add_product(from, planes > 1 ? k : hidden, {down_rows, a, y, e.i(k)},
+          add_product(from, valid, planes > 1 ? k : hidden,
+                      {down_rows, a, y, e.i(k)},
                       ahead ? SplitKind::Rows : SplitKind::None, part(at.job));
           V to = e.mul(e.add(t.slot, first), s.dim);
           V bias = element(B::BiasDown, e.add(e.mul(t.expert, s.dim), c));

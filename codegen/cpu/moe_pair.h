@@ -68,7 +68,8 @@ struct PairExperts {
   // channels from c on of a panel; the product that adds the part of the block
   // `from` to it; and what becomes of it after the last one.
   V sum_block(V sums, V number, V c);
-  void add_product(V from, int64_t width, Vs args, SplitKind job, V record);
+  void add_product(V from, V valid, int64_t width, Vs args, SplitKind job,
+                   V record);
   void if_last(V from, int64_t width, const std::function<void()>& f);
   // Elements from row to row of a weight with rows of n, as packed for bf16.
   int64_t row_length(int64_t n) const { return s.bf16 ? pair_padded(n) : n; }
@@ -92,9 +93,14 @@ struct PairExperts {
   // product(A, B, C, k): 32 x 32 of C (+)= A B; B has 32 lanes. A's rows are
   // `width` elements apart, or are panels of 32 slots a_step elements apart.
   // With a job its record is a fifth argument; with `fetch` the last is where
-  // the sums will go, 32 rows so many bytes apart, which is asked for.
+  // the sums will go, 32 rows so many bytes apart, which is asked for. Of C's
+  // two vectors the second may be left zero.
   Fn product(int64_t width, bool accumulate, int64_t a_step = 0,
-             SplitKind job = SplitKind::None, int64_t fetch = 0);
+             SplitKind job = SplitKind::None, int64_t fetch = 0,
+             int vectors = 2);
+  // Calls it for `valid` slots in the lanes: the half without any is zero.
+  void call_product(V valid, int64_t width, bool accumulate, SplitKind job,
+                    const Vs& args);
   // flip(C, bias, dst, lanes): dst[lane][row] = C[row][lane] + bias[row] for
   // `rows` rows of C and the first `lanes` lanes; stride in elements.
   Fn flip(int rows, bool bias, int64_t stride);

@@ -219,9 +219,9 @@ struct Hidden : PairExperts {
           call_turn(s.dim, width, s.hidden, e.at(w_down, from, size), block,
                     turned);
         }
-        for_panels(t.count, [&](V first, V, V number) {
-          e.call(
-              product(dim, false, 0, job),
+        for_panels(t.count, [&](V first, V valid, V number) {
+          call_product(
+              valid, dim, false, job,
               with_job({down, panel(at.g, number, x_panel), sums, e.i(dim)}));
           V h = e.add(e.mul(e.add(t.panel, number), s.hidden_rows()), f);
           V a = e.add(e.mul(e.add(t.panel, number), s.hidden), f);
@@ -254,13 +254,13 @@ struct Hidden : PairExperts {
         }
         for_panels(t.count, [&](V first, V valid, V number) {
           V dx = sum_block(part(at.dx), number, c);
-          add_product(from, k,
+          add_product(from, valid, k,
                       {up_rows, panel(at.up, number, h_panel), dx, e.i(k)}, job,
                       part(at.job));
           if (gated)
-            e.call(product(k, true, 0, job),
-                   with_job({gate_rows, panel(at.gate, number, h_panel), dx,
-                             e.i(k)}));
+            call_product(valid, k, true, job,
+                         with_job({gate_rows, panel(at.gate, number, h_panel),
+                                   dx, e.i(k)}));
           V to = e.add(e.mul(e.add(t.slot, first), s.dim), c);
           if_last(from, width, [&] {
             call_flip(s.dim, c, false, s.dim,

@@ -27,11 +27,14 @@ void plain_steps(Emit& e, const PairProduct& m, V a, V k) {
     e.tile_load(kRight, right, ldb);
     e.tile_dpbf16(kSums, kLeft, kRight);
     if (m.beside) m.beside(x, 0);
-    e.tile_load(kRight + 1, e.at(right, 64, 1), ldb);
-    e.tile_dpbf16(kSums + 1, kLeft, kRight + 1);
+    const bool both = m.vectors > 1;
+    if (both) {
+      e.tile_load(kRight + 1, e.at(right, 64, 1), ldb);
+      e.tile_dpbf16(kSums + 1, kLeft, kRight + 1);
+    }
     load_left(kLeft + 1, e.at(left, 16 * m.lda, 1));
     e.tile_dpbf16(kSums + 2, kLeft + 1, kRight);
-    e.tile_dpbf16(kSums + 3, kLeft + 1, kRight + 1);
+    if (both) e.tile_dpbf16(kSums + 3, kLeft + 1, kRight + 1);
   });
 }
 
@@ -54,11 +57,13 @@ void split_steps(Emit& e, const PairProduct& m, V a, V k) {
       e.tile_load(kLeft + half, p, lda);
     };
     auto load_right = [&](int half, int plane) {
+      if (half >= m.vectors) return;
       e.tile_load(kRight + half, e.at(right, plane * plane_b + half * 64, 1),
                   ldb);
     };
     auto multiply = [&](int i, int j) {
-      e.tile_dpbf16(kSums + 2 * i + j, kLeft + i, kRight + j);
+      if (j < m.vectors)
+        e.tile_dpbf16(kSums + 2 * i + j, kLeft + i, kRight + j);
     };
     int pairs = 0, line = 0;
     constexpr int kStepPairs = kSplitPlanes * int(kPairStep) / 2;
@@ -107,11 +112,12 @@ void product_in_tiles(Emit& e, const PairProduct& m, V rows, V k,
     auto sums = [&](int t) {
       return e.at(c, t / 2 * 16 * m.ldc + t % 2 * 64, 1);
     };
-    for (int t = 0; t < 4; ++t)
+    for (int t = 0; t < 4; t += 3 - m.vectors)
       accumulate ? e.tile_load(kSums + t, sums(t), ldc)
                  : e.tile_zero(kSums + t);
     m.planes > 1 ? split_steps(e, m, a, k) : plain_steps(e, m, a, k);
-    for (int t = 0; t < 4; ++t) e.tile_store(kSums + t, sums(t), ldc);
+    for (int t = 0; t < 4; t += 3 - m.vectors)
+      e.tile_store(kSums + t, sums(t), ldc);
   });
 }
 
@@ -119,7 +125,8 @@ void product_in_vectors(Emit& e, const PairProduct& m, V rows, V k,
                         bool accumulate) {
   MOEC_CHECK(!m.beside && m.planes == 1);
   const int L = e.lanes(), R = tile_rows(e.target());
-  LaneTile t{R, 2, L};
+  const int cols = m.vectors;
+  LaneTile t{R, cols, L};
   e.loop(e.i(0), rows, R, [&](V row) {
     V c = e.at(m.c, e.mul(row, m.ldc), 1);
     Vs acc = accumulate ? load_tile(e, t, c, m.ldc / 4) : zero_tile(e, t);
@@ -131,12 +138,14 @@ void product_in_vectors(Emit& e, const PairProduct& m, V rows, V k,
         V& a = x[sums];
         V& b = x[sums + 1];
         Vs lanes;
-        for (int j = 0; j < 2; ++j)
+        for (int j = 0; j < cols; ++j)
           lanes.push_back(e.load_raw(Ty::I32, e.at(b, j * L), 0));
         for (int r = 0; r < R; ++r) {
           V pair = e.splat(e.load_raw(Ty::I32, e.at(a, r * m.lda, 1), -1, 2));
-          for (int j = 0; j < 2; ++j)
-            x[2 * r + j] = e.dpbf16(x[2 * r + j], pair, lanes[j]);
+          for (int j = 0; j < cols; ++j) {
+            V& sum = x[cols * r + j];
+            sum = e.dpbf16(sum, pair, lanes[j]);
+          }
         }
         a = e.at(a, 1);
         b = e.at(b, m.ldb, 1);

@@ -23,8 +23,9 @@ inline int64_t pair_padded(int64_t n) {
   return (n + kPairStep - 1) / kPairStep * kPairStep;
 }
 
-// Leading dimensions in bytes. C is 2 * lanes() wide. A's rows go on `a_step`
-// bytes later for every kPairStep elements of the sum.
+// Leading dimensions in bytes. C is 2 * lanes() wide, or only half of it is
+// computed. A's rows go on `a_step` bytes later for every kPairStep elements of
+// the sum.
 struct PairProduct {
   V a;
   int64_t lda;
@@ -33,6 +34,7 @@ struct PairProduct {
   V c;
   int64_t ldc;
   int64_t a_step = 2 * kPairStep;
+  int vectors = 2;  // of C's row
   // Tile registers only. A is read once, so its lines need not replace B's in
   // the nearest cache; what vector instructions do beside the tiles, for every
   // kPairStep elements `k` of the sum, in beside_parts() parts.
