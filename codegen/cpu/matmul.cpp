@@ -347,16 +347,21 @@ KernelSpec product_kernel(const MatmulDesc& d, const MatmulPlan& p) {
 
 namespace {
 
-// Rows of one part of a long reduction, and how long they may be.
-constexpr int64_t kPartRows = 512, kPartBytes = 1536;
+// Rows of one part of a long reduction, how long they may be (split operands
+// are read but once) and what all parts' sums may take.
+constexpr int64_t kPartRows = 512, kPartBytes = 1536, kSplitPartBytes = 8192;
+constexpr int64_t kPartSums = 16 << 20;
 
 // A small C of long columns, as a weight's gradient is: its tasks would each
 // walk down all rows of both operands. Parts of the rows, which the caches
 // hold, are products of their own instead, and are added up in order.
-bool splits_reduction(const MatmulDesc& d) {
-  auto short_rows = [](int64_t n) { return n * 4 <= kPartBytes; };
+bool splits_reduction(const MatmulDesc& d, bool split) {
+  auto short_rows = [&](int64_t n) {
+    return n * 4 <= (split ? kSplitPartBytes : kPartBytes);
+  };
   return d.group == MatmulGroup::None && d.batch.empty() && !d.bf16 &&
          !d.epilogue && d.k % kPartRows == 0 && d.k >= 4 * kPartRows &&
+         d.m * d.n * (d.k / kPartRows) * 4 <= kPartSums &&
          d.a.row_stride == 1 && short_rows(d.a.col_stride) &&
          d.b.col_stride == 1 && short_rows(d.b.row_stride) &&
          d.outputs[0].col_stride == 1;
@@ -392,7 +397,7 @@ MatmulKernels matmul_kernels(const MatmulDesc& d, const Target& t,
                              int workspace) {
   check(d);
   const bool split = t.amx_bf16 && splits(d);
-  if (workspace >= 0 && !split && splits_reduction(d))
+  if (workspace >= 0 && splits_reduction(d, split))
     return reduction_in_parts(d, t, workspace);
   const MatmulPlan p = plan_matmul(d, t, workspace);
   MatmulKernels all;
