@@ -15,6 +15,10 @@
 namespace moec {
 
 inline int pair_planes(const MoeSpec& s) { return s.bf16 ? 1 : kSplitPlanes; }
+// Whether widths are whole tiles.
+inline bool pair_weights_fit(const MoeSpec& s) {
+  return s.dim % kPairStep == 0 && s.hidden % kPairStep == 0;
+}
 // What a task takes: slots, in whole panels, and features fused at a time, so
 // that tokens, activations of a block and what is summed over blocks, which
 // takes sums_bytes, stay in L2.
@@ -44,8 +48,7 @@ struct PairExperts {
   SlotCut cut() const { return {fit.slots, kPanel}; }
   // Whether blocks of split weights are made beside the products of the block
   // before.
-  const bool ahead =
-      planes > 1 && s.dim % kPairStep == 0 && s.hidden % kPairStep == 0;
+  const bool ahead = planes > 1 && pair_weights_fit(s);
 
   V part(int64_t offset) { return e.at(e.scratch(), offset, 1); }
   // Element `index` of a buffer of the dtype.

@@ -85,7 +85,10 @@ TEST_CASE("f32 products of split operands are as exact as of whole ones") {
   CHECK(splits(t) == t.amx_bf16);
   CHECK(!splits(fma));
   for (int form = 0; form < 4; ++form)
-    for (auto [m, k] : {std::pair{200, 64}, {200, 301}, {200, 1100}, {288, 64},
+    for (auto [m, k] : {std::pair{200, 64},
+                        {200, 301},
+                        {200, 1100},
+                        {288, 64},
                         {288, 1088}}) {
       const Product p = product(m, 203, k, form & 1, form & 2);
       CAPTURE(form);

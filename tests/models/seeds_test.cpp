@@ -82,7 +82,7 @@ TEST_CASE("every seed learns from Tiny Shakespeare and Panchatantra") {
       skip_test("needs " + text);
       return;
     }
-    falls(text, long_tests() ? 300 : 20, long_tests() ? 1.3 : 0.6);
+    falls(text, long_tests() ? 300 : 20, long_tests() ? 0.9 : 0.6);
   }
 }
 
