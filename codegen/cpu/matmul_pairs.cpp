@@ -164,8 +164,8 @@ void MatmulBody::pair_block(const Block& x, V k0, V kk, V flags) {
             early = e.max(e.add(e.add(x.row, at), kPairStep - d.m), e.i(0));
           V strip = direct ? e.mul(e.sub(at, early), a_row)
                            : e.mul(e.lshr(at, e.i(5)), p.a_pitch * 4);
-          V share = e.mul(e.lshr(at, e.i(5)),
-                          p.block_k / kPairStep * lines * kLine);
+          V share =
+              e.mul(e.lshr(at, e.i(5)), p.block_k / kPairStep * lines * kLine);
           V own = p.split_k ? e.at(sums, e.mul(at, p.panel)) : turn;
           V here =
               e.select(e.eq(before[0], turn), e.at(turn, kSumBytes, 1), turn);

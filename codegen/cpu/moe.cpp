@@ -98,8 +98,8 @@ void for_expert_task(Emit& e, const MoeSpec& s, SlotCut cut, V offsets,
     };
     V from = begin(found[1]), skip = e.mul(from, cut.panel);
     V end = e.min(e.mul(begin(e.add(found[1], 1)), cut.panel), n);
-    body({found[0], e.add(first, skip), e.sub(end, skip),
-          e.add(found[2], from), first, n});
+    body({found[0], e.add(first, skip), e.sub(end, skip), e.add(found[2], from),
+          first, n});
   });
 }
 
