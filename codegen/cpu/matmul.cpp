@@ -158,7 +158,8 @@ MatmulPlan plan_pairs(const MatmulDesc& d, int workspace) {
 // split, which costs as much for each element of an operand as the tiles gain
 // in kRepaid multiplications.
 bool splits(const MatmulDesc& d) {
-  constexpr double kRepaid = 90;
+  // those of a batch are small and near
+  const double kRepaid = d.batch.empty() ? 90 : 48;
   double m = double(d.m), n = double(d.n);
   if (d.group == MatmulGroup::Rows) m /= double(d.experts);
   return d.a.dtype == DType::F32 && d.b.dtype == DType::F32 && d.k >= 64 &&
