@@ -63,24 +63,27 @@ namespace {
 
 constexpr int64_t kBlock = kKeyPanel;  // keys; one task of the packing
 
-// Scratch, in bytes: Q^T pairs, f32 scores [block][panel], P^T pairs, f32 O^T
-// [Dv][panel], statistics of the online softmax, dropout factors.
+// Scratch, in bytes: Q^T pairs, two strips of f32 scores [kPairStep][panel], a
+// block of P^T pairs, f32 O^T [Dv][panel], statistics of the online softmax,
+// dropout factors.
 struct Layout {
   int64_t q, s, p, o, stats, keep, end;
   Layout(const AttentionSpec& spec, int64_t panel) {
     PairSizes n(spec);
     q = 0;
     s = q + n.dim * panel * 2;
-    p = s + kBlock * panel * 4;
+    p = s + 2 * kPairStep * panel * 4;
     o = p + kBlock * panel * 2;
     stats = o + n.value_dim * panel * 4;
     keep = stats + 4 * panel * 4;
     end = keep + (spec.dropout > 0 ? kBlock * panel * 4 : 0);
   }
 };
-// Rows of the statistics. kMax is of what is summed, in base 2; kBest is of the
-// scores as they stand.
+// Rows of the statistics. kMax, in base 2, is what weights are taken from, no
+// less than the largest; kBest is the largest score of a strip.
 enum Stat { kMax, kSum, kBest, kAlpha };
+// What kMax is raised above a score that exceeds it, so that few do.
+constexpr double kRoom = 8;
 
 struct Forward {
   Emit& e;
@@ -90,132 +93,173 @@ struct Forward {
   const PackedKeys packed{s};
   const bool drop = s.dropout > 0;
 
-  // scores(K, Qt, S, best, rel, left, from, to): and the running maxima
-  Fn scores(bool masked) {
-    std::vector<Ty> params = {Ty::Ptr, Ty::Ptr, Ty::Ptr, Ty::Ptr,
-                              Ty::I64, Ty::I64, Ty::I64, Ty::I64};
-    return e.define(masked ? "sm" : "s", params, [&, masked](const Vs& a) {
-      Vs best;
-      for (int j = 0; j < 2; ++j)
-        best.push_back(e.vload(DType::F32, e.at(a[3], j * L)));
-      auto product = [&](V k) {
-        pair_product(e,
-                     {e.at(a[0], e.mul(k, packed.row), 1), packed.row, a[1], ld,
-                      e.at(a[2], e.mul(k, ld), 1), ld},
-                     e.i(kPairStep), e.i(size.dim), false);
-      };
-      auto maxima = [&](V k, Vs best) {
-        V to = e.at(a[2], e.mul(k, ld), 1);
-        const int rows = 8;
-        return e.loop(e.i(0), e.i(kPairStep), rows, best, [&](V i, Vs best) {
-          V p = e.at(to, e.mul(i, ld), 1);
-          for (int j = 0; j < 2; ++j) {
-            Vs x;
-            for (int r = 0; r < rows; ++r) {
-              V at = e.at(p, r * ld + j * L * 4, 1);
-              x.push_back(e.vload(DType::F32, at));
-              if (!masked) continue;
-              V key = e.add(e.add(k, i), r);
-              x[r] = e.select(pair_seen(e, s, key, a[4], a[5], j), x[r],
-                              e.splat(e.f(-INFINITY)));
-              e.vstore(DType::F32, x[r], at);
-            }
-            for (int n = rows / 2; n; n /= 2)
-              for (int r = 0; r < n; ++r) x[r] = e.max(x[r + n], x[r]);
-            best[j] = e.max(x[0], best[j]);
-          }
-          return best;
+  // raise(stats, P, n, Ot, d): kMax above kBest; the sums, the weights of n
+  // keys of this block and d channels of the output follow
+  Fn raise() {
+    std::vector<Ty> params = {Ty::Ptr, Ty::Ptr, Ty::I64, Ty::Ptr, Ty::I64};
+    return e.define("raise", params, [&](const Vs& a) {
+      for (int j = 0; j < 2; ++j) {
+        auto stat = [&](Stat k) { return e.at(a[0], k * panel + j * L); };
+        V old = e.vload(DType::F32, stat(kMax));
+        V best = e.mul(e.vload(DType::F32, stat(kBest)),
+                       e.splat(e.f(pair_factor(s))));
+        V m = e.select(e.gt(best, old), e.add(best, e.f(kRoom)), old);
+        V alpha = exp2_fast(e, e.sub(old, m));
+        e.vstore(DType::F32, m, stat(kMax));
+        e.vstore(DType::F32, e.mul(e.vload(DType::F32, stat(kSum)), alpha),
+                 stat(kSum));
+        e.loop(e.i(0), a[2], 2, [&](V k) {
+          V at = e.at(e.at(a[1], e.mul(k, ld / 2), 1), j * L);
+          V pair = e.load_raw(Ty::I32, at, 0, 4);
+          auto scaled = [&](V x) { return e.mul(e.bits(x, Ty::F32), alpha); };
+          V low = scaled(e.shl(pair, e.i32(16)));
+          V high = scaled(e.and_(pair, e.i32(int64_t(0xffff0000))));
+          e.store_raw(round_pair(e, low, high), at, 4);
         });
-      };
-      // A strip's maxima come after the next strip's product, by when it is
-      // stored.
-      e.if_(e.lt(a[6], a[7]), [&] { product(a[6]); });
-      V second = e.add(a[6], kPairStep);
-      best = e.loop(second, a[7], kPairStep, best, [&](V k, Vs best) {
-        product(k);
-        return maxima(e.add(k, -kPairStep), best);
-      });
-      V last = e.max(a[6], e.add(a[7], -kPairStep));
-      best = e.loop(last, a[7], kPairStep, best, maxima);
-      for (int j = 0; j < 2; ++j)
-        e.vstore(DType::F32, best[j], e.at(a[3], j * L));
-    });
-  }
-
-  // soften(S, P, stats, seen, n, keep): P = exp2(c S - max) for the first
-  // `seen` keys, a multiple of 4, and lanes() queries; zeros up to n
-  Fn soften() {
-    std::vector<Ty> params = {Ty::Ptr, Ty::Ptr, Ty::Ptr,
-                              Ty::I64, Ty::I64, Ty::Ptr};
-    return e.define("soften", params, [&](const Vs& a) {
-      auto stat = [&](Stat k) { return e.at(a[2], k * panel); };
-      V factor = e.splat(e.f(pair_factor(s)));
-      V old = e.vload(DType::F32, stat(kMax));
-      V m = e.mul(e.vload(DType::F32, stat(kBest)), factor);
-      m = e.max(e.max(m, e.f(kLowest)), old);
-      V alpha = exp2_fast(e, e.sub(old, m)), down = e.neg(m);
-      auto weight = [&](V at) {
-        return exp2_coarse(e, e.fma(e.vload(DType::F32, at), factor, down));
-      };
-      // dropout needs f32 weights
-      const bool integer = e.target().vbmi && !drop;
-      V steps = e.splat(e.f(pair_factor(s) * kPowerSteps));
-      V origin = integer ? power_origin(e, down) : nullptr;
-      V ones = e.splat(e.i32(0x3f803f80));
-      auto power = [&](V at) {
-        return e.fma(e.vload(DType::F32, at), steps, origin);
-      };
-      Vs sums = {e.mul(e.vload(DType::F32, stat(kSum)), alpha),
-                 e.zero(Ty::F32, 0)};
-      sums = e.loop(e.i(0), a[3], 4, sums, [&](V k, Vs sums) {
-        V from = e.at(a[0], e.mul(k, ld), 1),
-          to = e.at(a[1], e.mul(k, ld / 2), 1);
-        V keep = drop ? e.at(a[5], e.mul(k, ld), 1) : nullptr;
-        Vs x;
-        for (int u = 0; integer && u < 2; ++u) {  // their sums as rounded
-          auto row = [&](int r) {
-            return power(e.at(from, (2 * u + r) * ld, 1));
-          };
-          V pair = power_pair(e, row(0), row(1));
-          sums[u] = e.dpbf16(sums[u], pair, ones);
-          e.store_raw(pair, e.at(to, u * ld, 1), 4);
-        }
-        if (integer) return sums;
-        for (int u = 0; u < 4; ++u) x.push_back(weight(e.at(from, u * ld, 1)));
-        sums[0] = e.add(sums[0], e.add(x[0], x[1]));
-        sums[1] = e.add(sums[1], e.add(x[2], x[3]));
-        for (int u = 0; drop && u < 4; ++u)
-          x[u] = e.mul(x[u], e.vload(DType::F32, e.at(keep, u * ld, 1)));
-        for (int u = 0; u < 4; u += 2)
-          e.store_raw(round_pair(e, x[u], x[u + 1]), e.at(to, u / 2 * ld, 1),
-                      4);
-        return sums;
-      });
-      e.loop(a[3], a[4], 2, [&](V k) {
-        e.store_raw(e.zero(Ty::I32, 0), e.at(a[1], e.mul(k, ld / 2), 1), 4);
-      });
-      e.vstore(DType::F32, m, stat(kMax));
-      e.vstore(DType::F32, e.add(sums[0], sums[1]), stat(kSum));
-      e.vstore(DType::F32, alpha, stat(kAlpha));
-    });
-  }
-
-  // values(Vt, P, Ot, alpha, n): Ot = alpha Ot + V^T P over n keys
-  Fn values(bool first) {
-    std::vector<Ty> params = {Ty::Ptr, Ty::Ptr, Ty::Ptr, Ty::Ptr, Ty::I64};
-    return e.define(first ? "v0" : "v", params, [&, first](const Vs& a) {
-      for (int j = 0; j < 2 && !first; ++j) {
-        V alpha = e.vload(DType::F32, e.at(a[3], j * L));
-        e.loop(e.i(0), e.i(size.value_dim), 4, [&](V d) {
-          V row = e.at(e.at(a[2], e.mul(d, ld), 1), j * L);
-          for (int u = 0; u < 4; ++u) {
-            V at = e.at(row, u * ld, 1);
-            e.vstore(DType::F32, e.mul(e.vload(DType::F32, at), alpha), at);
-          }
+        e.loop(e.i(0), a[4], 1, [&](V d) {
+          V at = e.at(e.at(a[3], e.mul(d, ld), 1), j * L);
+          e.vstore(DType::F32, e.mul(e.vload(DType::F32, at), alpha), at);
         });
       }
+    });
+  }
+
+  // The largest score of a strip, by query, whose keys from `k` on may be
+  // masked.
+  Vs maxima(V scores, bool masked, V k, V rel, V left) {
+    const int rows = 8;
+    Vs best(2, e.splat(e.f(-INFINITY)));
+    return e.loop(e.i(0), e.i(kPairStep), rows, best, [&](V i, Vs best) {
+      V p = e.at(scores, e.mul(i, ld), 1);
+      for (int j = 0; j < 2; ++j) {
+        Vs x;
+        for (int r = 0; r < rows; ++r) {
+          V at = e.at(p, r * ld + j * L * 4, 1);
+          x.push_back(e.vload(DType::F32, at));
+          if (!masked) continue;
+          V key = e.add(e.add(k, i), r);
+          x[r] = e.select(pair_seen(e, s, key, rel, left, j), x[r],
+                          e.splat(e.f(-INFINITY)));
+          e.vstore(DType::F32, x[r], at);
+        }
+        for (int n = rows / 2; n; n /= 2)
+          for (int r = 0; r < n; ++r) x[r] = e.max(x[r + n], x[r]);
+        best[j] = e.max(x[0], best[j]);
+      }
+      return best;
+    });
+  }
+
+  // P = exp2(c S - max) of a strip, and its sums. The first queries see `seen`
+  // keys at most, a multiple of 4.
+  void soften(V scores, V p, V stats, V keep, V seen) {
+    // dropout needs f32 weights
+    const bool integer = e.target().vbmi && !drop;
+    V factor = e.splat(e.f(pair_factor(s) * (integer ? kPowerSteps : 1)));
+    V ones = e.splat(e.i32(0x3f803f80));
+    auto stat = [&](Stat k, int j) { return e.at(stats, k * panel + j * L); };
+    Vs sums, origin;
+    for (int j = 0; j < 2; ++j) {
+      sums.push_back(e.vload(DType::F32, stat(kSum, j)));
+      V down = e.neg(e.vload(DType::F32, stat(kMax, j)));
+      origin.push_back(integer ? power_origin(e, down) : down);
+    }
+    auto four = [&](V k, Vs sums, bool all) {
+      V from = e.at(scores, e.mul(k, ld), 1), to = e.at(p, e.mul(k, ld / 2), 1);
+      for (int u = 0; u < 4; u += 2)
+        for (int j = 0; j < 2; ++j) {
+          if (j == 0 && !all) {
+            e.store_raw(e.zero(Ty::I32, 0), e.at(to, u / 2 * ld, 1), 4);
+            continue;
+          }
+          Vs x;
+          for (int r = u; r < u + 2; ++r) {
+            V score = e.vload(DType::F32, e.at(from, r * ld + j * L * 4, 1));
+            x.push_back(e.fma(score, factor, origin[j]));
+          }
+          V at = e.at(to, u / 2 * ld + j * L * 4, 1);
+          if (integer) {  // the sum as they are rounded
+            V pair = power_pair(e, x[0], x[1]);
+            sums[j] = e.dpbf16(sums[j], pair, ones);
+            e.store_raw(pair, at, 4);
+            continue;
+          }
+          for (V& w : x) w = exp2_coarse(e, w);
+          sums[j] = e.add(sums[j], e.add(x[0], x[1]));
+          for (int r = 0; drop && r < 2; ++r) {
+            V row = e.at(keep, e.mul(k, ld), 1);
+            row = e.at(row, (u + r) * ld + j * L * 4, 1);
+            x[r] = e.mul(x[r], e.vload(DType::F32, row));
+          }
+          e.store_raw(round_pair(e, x[0], x[1]), at, 4);
+        }
+      return sums;
+    };
+    sums = e.loop(e.i(0), seen, 4, sums,
+                  [&](V k, Vs sums) { return four(k, sums, true); });
+    if (s.causal)
+      sums = e.loop(seen, e.i(kPairStep), 4, sums,
+                    [&](V k, Vs sums) { return four(k, sums, false); });
+    for (int j = 0; j < 2; ++j) e.vstore(DType::F32, sums[j], stat(kSum, j));
+  }
+
+  // weights(K, Qt, S, P, stats, keep, Ot, rel, left, d, first, low, whole,
+  // end): P of the keys first .. end of a block, of which those low .. whole
+  // are not masked; d channels have an output
+  Fn weights() {
+    std::vector<Ty> params(7, Ty::Ptr);
+    params.insert(params.end(), 7, Ty::I64);
+    return e.define("w", params, [&](const Vs& a) {
+      V from = a[10], to = a[13];
+      auto product = [&](V k, V to) {
+        pair_product(
+            e,
+            {e.at(a[0], e.mul(k, packed.row), 1), packed.row, a[1], ld, to, ld},
+            e.i(kPairStep), e.i(size.dim), false);
+      };
+      // The next strip's product comes before what is made of this one's, which
+      // by then is stored.
+      e.if_(e.lt(from, to), [&] { product(from, a[2]); });
+      Vs tiles = {a[2], e.at(a[2], kPairStep * ld, 1)};
+      e.loop(from, to, kPairStep, tiles, [&](V k, Vs tiles) {
+        V next = e.add(k, kPairStep);
+        e.if_(e.lt(next, to), [&] { product(next, tiles[1]); });
+        auto largest = [&](bool masked) {
+          return
+              [&, masked] { return maxima(tiles[0], masked, k, a[7], a[8]); };
+        };
+        V free = e.lt(k, a[12]);
+        if (s.window) free = e.and_(free, e.ge(k, a[11]));
+        Vs best = e.if_values(free, largest(false), largest(true));
+        V exceeds = nullptr;
+        for (int j = 0; j < 2; ++j) {
+          V m = e.vload(DType::F32, e.at(a[4], kMax * panel + j * L));
+          V over = e.gt(e.mul(best[j], e.splat(e.f(pair_factor(s)))), m);
+          exceeds = exceeds ? e.or_(exceeds, over) : over;
+        }
+        e.if_(e.any(exceeds), [&] {
+          for (int j = 0; j < 2; ++j)
+            e.vstore(DType::F32, best[j], e.at(a[4], kBest * panel + j * L));
+          V done = e.at(a[3], e.mul(from, ld / 2), 1);
+          e.call(raise(), {a[4], done, e.sub(k, from), a[6], a[9]});
+        });
+        V seen = e.i(kPairStep);
+        if (s.causal)
+          seen = clamp(e, ceil_to(e, e.sub(e.i(L), e.add(a[7], k)), 4), e.i(0),
+                       seen);
+        soften(tiles[0], e.at(a[3], e.mul(k, ld / 2), 1), a[4],
+               drop ? e.at(a[5], e.mul(k, ld), 1) : nullptr, seen);
+        return Vs{tiles[1], tiles[0]};
+      });
+    });
+  }
+
+  // values(Vt, P, Ot, n): Ot (+)= V^T P over n keys
+  Fn values(bool first) {
+    std::vector<Ty> params = {Ty::Ptr, Ty::Ptr, Ty::Ptr, Ty::I64};
+    return e.define(first ? "v0" : "v", params, [&, first](const Vs& a) {
       pair_product(e, {a[0], packed.vt.row, a[1], ld, a[2], ld},
-                   e.i(size.value_dim), a[4], !first);
+                   e.i(size.value_dim), a[3], !first);
     });
   }
 
@@ -251,7 +295,6 @@ struct Forward {
     for (int j = 0; j < 2; ++j) {
       e.call(pack, {q, count, e.i(j * L), e.at(qt, j * L)});
       e.vstore(DType::F32, e.splat(e.f(kLowest)), e.at(stat(kMax), j * L));
-      e.vstore(DType::F32, e.splat(e.f(-INFINITY)), e.at(stat(kBest), j * L));
       e.vstore(DType::F32, e.zero(Ty::F32, 0), e.at(stat(kSum), j * L));
     }
     const int64_t shift = s.k_len - s.q_len;
@@ -268,13 +311,6 @@ struct Forward {
       V rel = e.sub(kb, e.add(q0, shift)), left = e.sub(e.i(s.k_len), kb);
       PairRange r = pair_range(e, s, rel, left, kBlock);
       V k = e.at(keys, e.mul(kb, packed.row), 1);
-      auto part_of = [&](bool masked, V from, V to) {
-        e.call(scores(masked), {k, qt, st, stat(kBest), rel, left, from, to});
-      };
-      if (s.window) part_of(true, r.first, r.low);
-      V free = e.max(r.low, r.whole);
-      part_of(false, r.low, free);
-      part_of(true, free, r.end);
       if (drop) {
         V row = e.mul(e.add(e.mul(bh, s.q_len), q0), s.k_len);
         for (int j = 0; j < 2; ++j)
@@ -282,23 +318,13 @@ struct Forward {
                  {e.at(part(at.keep), j * L),
                   e.add(e.add(row, j * L * s.k_len), kb), r.end, key0, key1});
       }
-      V n = e.sub(r.end, r.first);
-      auto from_first = [&](V p, int64_t row) {
-        return e.at(p, e.mul(r.first, row), 1);
-      };
-      for (int j = 0; j < 2; ++j) {
-        V seen = r.end;
-        if (s.causal)
-          seen = clamp(e, ceil_to(e, e.sub(e.i((j + 1) * L), rel), 4), r.first,
-                       r.end);
-        e.call(soften(), {from_first(e.at(st, j * L), ld),
-                          from_first(e.at(pt, j * L), ld / 2),
-                          e.at(stats, j * L), e.sub(seen, r.first), n,
-                          from_first(e.at(part(at.keep), j * L), ld)});
-      }
+      V outputs = e.select(e.eq(kb, from), zero, e.i(size.value_dim));
+      e.call(weights(),
+             {k, qt, st, pt, stats, part(at.keep), ot, rel, left, outputs,
+              r.first, r.low, e.max(r.low, r.whole), r.end});
       V vt = e.at(values_t, e.mul(kb, packed.vt.block / kKeyPanel), 1);
-      Vs args = {e.at(vt, r.first, 2), from_first(pt, ld / 2), ot, stat(kAlpha),
-                 n};
+      Vs args = {e.at(vt, r.first, 2), e.at(pt, e.mul(r.first, ld / 2), 1), ot,
+                 e.sub(r.end, r.first)};
       e.if_(
           e.eq(kb, from), [&] { e.call(values(true), args); },
           [&] { e.call(values(false), args); });
