@@ -206,7 +206,8 @@ struct Weights : PairExperts {
     e.loop(e.i(0), chunks, 1, [&](V chunk) {
       V from = e.mul(chunk, gathered);
       V n = e.min(e.sub(t.count, from), e.i(gathered));
-      V k = e.and_(e.add(n, kPairStep - 1), e.i(-kPairStep));
+      const int64_t step = pair_sum_step(e.target());
+      V k = e.and_(e.add(n, step - 1), e.i(-step));
       V is_last = e.eq(e.add(chunk, 1), chunks);
       V perm = e.at(buffer(B::Perm), e.add(t.slot, from));
       by_width(

@@ -155,8 +155,8 @@ void product_in_vectors(Emit& e, const PairProduct& m, V rows, V k,
     if (m.a_step == 2 * kPairStep)
       acc = steps(acc, k);
     else
-      acc = e.loop(e.i(0), k, kPairStep, acc, [&](V, Vs x) {
-        x = steps(x, e.i(kPairStep));
+      acc = e.loop(e.i(0), k, kPairStep, acc, [&](V from, Vs x) {
+        x = steps(x, e.min(e.sub(k, from), e.i(kPairStep)));
         x[sums] = e.at(x[sums], m.a_step - 2 * kPairStep, 1);
         return x;
       });

@@ -19,6 +19,10 @@ namespace moec {
 
 // Rows of C and elements of the sum come in multiples of this, padded.
 inline constexpr int64_t kPairStep = 32;
+// Where there are no tile registers, a sum may end after any pair.
+inline int64_t pair_sum_step(const Target& t) {
+  return t.amx_bf16 ? kPairStep : 2;
+}
 inline int64_t pair_padded(int64_t n) {
   return (n + kPairStep - 1) / kPairStep * kPairStep;
 }
