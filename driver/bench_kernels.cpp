@@ -24,31 +24,6 @@ struct KernelFlags {
   }
 };
 
-CLI::App* add_kernel_bench(CLI::App& bench, const char* name, const char* what,
-                           const std::shared_ptr<KernelFlags>& o) {
-  auto* c = bench.add_subcommand(name, what);
-  c->add_option("--dtype", o->dtype, "f32 or bf16")
-      ->check(CLI::IsMember({"f32", "bf16"}));
-  c->add_option("--only", o->only, "Rows whose name contains this");
-  c->add_option("--seconds", o->seconds, "Time spent on each row")
-      ->check(CLI::Range(0.0, 600.0));
-  c->add_flag("--json", o->json, "One JSON object as the last line of stdout");
-  c->add_option("--against", o->against,
-                "Another build of moec, which times the same rows in turn; a "
-                "column says how much faster this one is")
-      ->check(CLI::ExistingFile);
-  return c;
-}
-
-// Starts the other build, if one is named, on the command `name`.
-void start_against(const KernelFlags& o, const char* name) {
-  if (o.against.empty()) return;
-  std::vector<std::string> args = {"bench",  name,   "--dtype",   o.dtype,
-                                   "--only", o.only, "--seconds", "0"};
-  if (o.growth) args.push_back("--growth");
-  lead_bench_turns(o.against, std::move(args));
-}
-
 void run_ops(const KernelFlags& o) {
   KernelLibrary library(host_target());
   BenchTable table(o.dtype, o.json);
@@ -92,37 +67,55 @@ void run_moe(const KernelFlags& o) {
   table.finish();
 }
 
+// Starts the other build, if one is named, on the command `name`.
+void start_against(const KernelFlags& o, const char* name) {
+  if (o.against.empty()) return;
+  std::vector<std::string> args = {"bench",  name,   "--dtype",   o.dtype,
+                                   "--only", o.only, "--seconds", "0"};
+  if (o.growth) args.push_back("--growth");
+  lead_bench_turns(o.against, std::move(args));
+}
+
+CLI::App* add_kernel_bench(CLI::App& bench, const char* name, const char* what,
+                           const std::shared_ptr<KernelFlags>& o,
+                           void (*run)(const KernelFlags&)) {
+  auto* c = bench.add_subcommand(name, what);
+  c->add_option("--dtype", o->dtype, "f32 or bf16")
+      ->check(CLI::IsMember({"f32", "bf16"}));
+  c->add_option("--only", o->only, "Rows whose name contains this");
+  c->add_option("--seconds", o->seconds, "Time spent on each row")
+      ->check(CLI::Range(0.0, 600.0));
+  c->add_flag("--json", o->json, "One JSON object as the last line of stdout");
+  c->add_option("--against", o->against,
+                "Another build of moec, which times the same rows in turn; a "
+                "column says how much faster this one is")
+      ->check(CLI::ExistingFile);
+  c->callback([o, name, run] {
+    start_against(*o, name);
+    run(*o);
+  });
+  return c;
+}
+
 }  // namespace
 
 void add_bench_ops(CLI::App& bench) {
-  auto o = std::make_shared<KernelFlags>();
-  auto* c = add_kernel_bench(
-      bench, "ops", "Matrix products, the loss, AdamW, norms and others", o);
-  c->callback([o] {
-    start_against(*o, "ops");
-    run_ops(*o);
-  });
+  add_kernel_bench(bench, "ops",
+                   "Matrix products, the loss, AdamW, norms and others",
+                   std::make_shared<KernelFlags>(), run_ops);
 }
 
 void add_bench_attention(CLI::App& bench) {
-  auto o = std::make_shared<KernelFlags>();
-  auto* c = add_kernel_bench(bench, "attention",
-                             "Attention, forward and backward", o);
-  c->callback([o] {
-    start_against(*o, "attention");
-    run_attention(*o);
-  });
+  add_kernel_bench(bench, "attention", "Attention, forward and backward",
+                   std::make_shared<KernelFlags>(), run_attention);
 }
 
 void add_bench_moe(CLI::App& bench) {
   auto o = std::make_shared<KernelFlags>();
   auto* c = add_kernel_bench(
-      bench, "moe", "Experts beside a dense layer of equal active weights", o);
+      bench, "moe", "Experts beside a dense layer of equal active weights", o,
+      run_moe);
   c->add_flag("--growth", o->growth, "Also 8 -> 64 experts, 2x the tokens");
-  c->callback([o] {
-    start_against(*o, "moe");
-    run_moe(*o);
-  });
 }
 
 }  // namespace moec

@@ -78,6 +78,11 @@ PairRange pair_range(Emit&, const AttentionSpec&, V rel, V left, int64_t room);
 
 // Whether lanes() queries see key `k` of the block.
 V pair_seen(Emit&, const AttentionSpec&, V k, V rel, V left, int col);
+// The largest of `best` and the scores of rows from .. to, a multiple of 8, by
+// query; ld in bytes. If `first` is not null, row 0 is this key of the block
+// and what a query does not see becomes -inf.
+Vs pair_maxima(Emit&, const AttentionSpec&, V scores, int64_t ld, V from, V to,
+               Vs best, V first, V rel, V left);
 
 // Functions pack(rows, count, from, dst) of lanes() rows and unpack(src,
 // factor, dst, count) of as many columns, as pack_columns and unpack_columns.

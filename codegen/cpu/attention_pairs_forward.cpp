@@ -33,6 +33,30 @@ V pair_seen(Emit& e, const AttentionSpec& s, V k, V rel, V left, int col) {
   return e.splat(e.lt(k, left));
 }
 
+Vs pair_maxima(Emit& e, const AttentionSpec& s, V scores, int64_t ld, V from,
+               V to, Vs best, V first, V rel, V left) {
+  const int rows = 8, L = e.lanes();
+  return e.loop(from, to, rows, std::move(best), [&](V i, Vs best) {
+    V p = e.at(scores, e.mul(i, ld), 1);
+    for (int j = 0; j < 2; ++j) {
+      Vs x;
+      for (int r = 0; r < rows; ++r) {
+        V at = e.at(p, r * ld + j * L * 4, 1);
+        x.push_back(e.vload(DType::F32, at));
+        if (!first) continue;
+        V key = e.add(e.add(first, i), r);
+        x[r] = e.select(pair_seen(e, s, key, rel, left, j), x[r],
+                        e.splat(e.f(-INFINITY)));
+        e.vstore(DType::F32, x[r], at);
+      }
+      for (int n = rows / 2; n; n /= 2)
+        for (int r = 0; r < n; ++r) x[r] = e.max(x[r + n], x[r]);
+      best[j] = e.max(x[0], best[j]);
+    }
+    return best;
+  });
+}
+
 Fn pack_columns_function(Emit& e, const std::string& name, int64_t stride,
                          int64_t channels, bool negate, int planes) {
   const int64_t ld = panel_lanes(e.target()) * 4;
@@ -127,27 +151,9 @@ struct Forward {
   // The largest score of a strip, by query, whose keys from `k` on may be
   // masked.
   Vs maxima(V scores, bool masked, V k, V rel, V left) {
-    const int rows = 8;
-    Vs best(2, e.splat(e.f(-INFINITY)));
-    return e.loop(e.i(0), e.i(kPairStep), rows, best, [&](V i, Vs best) {
-      V p = e.at(scores, e.mul(i, ld), 1);
-      for (int j = 0; j < 2; ++j) {
-        Vs x;
-        for (int r = 0; r < rows; ++r) {
-          V at = e.at(p, r * ld + j * L * 4, 1);
-          x.push_back(e.vload(DType::F32, at));
-          if (!masked) continue;
-          V key = e.add(e.add(k, i), r);
-          x[r] = e.select(pair_seen(e, s, key, rel, left, j), x[r],
-                          e.splat(e.f(-INFINITY)));
-          e.vstore(DType::F32, x[r], at);
-        }
-        for (int n = rows / 2; n; n /= 2)
-          for (int r = 0; r < n; ++r) x[r] = e.max(x[r + n], x[r]);
-        best[j] = e.max(x[0], best[j]);
-      }
-      return best;
-    });
+    return pair_maxima(e, s, scores, ld, e.i(0), e.i(kPairStep),
+                       Vs(2, e.splat(e.f(-INFINITY))), masked ? k : nullptr,
+                       rel, left);
   }
 
   // P = exp2(c S - max) of a strip, and its sums. The first queries see `seen`

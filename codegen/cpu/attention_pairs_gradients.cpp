@@ -29,9 +29,7 @@ PairProduct PairBackward::product(V a, int64_t lda, V b, int64_t ldb, V c,
 
 Vs PairBackward::plane_rows(V first, V second) {
   if (planes == 1) return {e.to_bf16(first, second)};
-  Vs a = split_f32(e, first), b = split_f32(e, second), rows;
-  for (int i = 0; i < planes; ++i) rows.push_back(join_row(e, a[i], b[i]));
-  return rows;
+  return split_row(e, first, second);
 }
 
 void PairBackward::weigh(const Strip& t, V i) {

@@ -132,10 +132,7 @@ struct Forward {
         sum = e.add(sum, e.add(x[0], x[1]));
         for (int r = 0; drop && r < 2; ++r) x[r] = e.mul(x[r], row(keep, r));
         V p = e.at(to, i * kLd + j * L * 4, 1);
-        Vs low = split_f32(e, x[0]), high = split_f32(e, x[1]);
-        for (int k = 0; k < kSplitPlanes; ++k)
-          e.store_raw(join_pair(e, low[k], high[k]),
-                      e.at(p, k * kPairStep / 2 * kLd, 1), 4);
+        store_planes(e, split_pair(e, x[0], x[1]), p, kPairStep / 2 * kLd, 4);
       }
       e.vstore(DType::F32, sum, w.sums[j]);
     }
@@ -201,25 +198,8 @@ struct Forward {
       for (int j = 0; j < 2; ++j)
         best.push_back(
             e.vload(DType::F32, e.at(a[1], kBest * kLd + j * L * 4, 1)));
-      const int rows = 8;
-      best = e.loop(a[4], a[5], rows, best, [&](V k, Vs best) {
-        V p = e.at(a[0], e.mul(k, kLd), 1);
-        for (int j = 0; j < 2; ++j) {
-          Vs x;
-          for (int r = 0; r < rows; ++r) {
-            V at = e.at(p, r * kLd + j * L * 4, 1);
-            x.push_back(e.vload(DType::F32, at));
-            if (!masked) continue;
-            x[r] = e.select(pair_seen(e, s, e.add(k, r), a[2], a[3], j), x[r],
-                            e.splat(e.f(-INFINITY)));
-            e.vstore(DType::F32, x[r], at);
-          }
-          for (int n = rows / 2; n; n /= 2)
-            for (int r = 0; r < n; ++r) x[r] = e.max(x[r + n], x[r]);
-          best[j] = e.max(x[0], best[j]);
-        }
-        return best;
-      });
+      best = pair_maxima(e, s, a[0], kLd, a[4], a[5], best,
+                         masked ? e.i(0) : nullptr, a[2], a[3]);
       for (int j = 0; j < 2; ++j)
         e.vstore(DType::F32, best[j], e.at(a[1], kBest * kLd + j * L * 4, 1));
     });

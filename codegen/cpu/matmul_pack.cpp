@@ -38,21 +38,9 @@ struct Pack {
   V element(V base, V index) { return e.at(base, index, size); }
   V steps(V kk) { return bf16 ? e.lshr(e.add(kk, 1), e.i(1)) : kk; }
 
-  // The planes' units of two f32, scalars or vectors.
-  Vs split_pair(V low, V high) {
-    Vs a = split_f32(e, low), b = split_f32(e, high), units;
-    for (int i = 0; i < planes; ++i) units.push_back(join_pair(e, a[i], b[i]));
-    return units;
-  }
-  // Of 2 L f32 along k, as i16.
-  Vs split_row(V first, V second) {
-    Vs a = split_f32(e, first), b = split_f32(e, second), units;
-    for (int i = 0; i < planes; ++i) units.push_back(join_row(e, a[i], b[i]));
-    return units;
-  }
+  // `plane`: units between planes.
   void store(const Vs& units, V p, int64_t plane, int align) {
-    for (size_t i = 0; i < units.size(); ++i)
-      e.store_raw(units[i], e.at(p, int64_t(i) * plane), align);
+    store_planes(e, units, p, 4 * plane, align);
   }
 
   // L units of one step from k line `p`; `q` is the next line, null if absent.
@@ -66,7 +54,7 @@ struct Pack {
     }
     V lo = e.vload(o.dtype, p, mask, L);
     V hi = q ? e.vload(o.dtype, q, mask, L) : e.zero(Ty::F32, L);
-    if (planes > 1) return split_pair(lo, hi);
+    if (planes > 1) return split_pair(e, lo, hi);
     return {e.pack_bf16_pair(lo, hi)};
   }
 
@@ -87,7 +75,7 @@ struct Pack {
           has_second,
           [&] { return Vs{e.load(o.dtype, element(p, e.i(along)))}; },
           [&] { return Vs{e.f(0)}; })[0];
-      return split_pair(e.load(o.dtype, p), next);
+      return split_pair(e, e.load(o.dtype, p), next);
     }
     V lo = e.zext(e.to_bf16(e.load(o.dtype, p)), Ty::I32);
     V hi = e.if_values(
@@ -172,7 +160,7 @@ struct Pack {
           }
           x = e.transpose(x);
           for (int r = 0; r < L; r += 2)
-            store(split_pair(x[r], x[r + 1]),
+            store(split_pair(e, x[r], x[r + 1]),
                   e.at(a[1], (half * L + r) / 2 * pitch), L * pitch, 4 * L);
         }
       });
@@ -229,7 +217,7 @@ struct Pack {
         };
         V to = in_tiles(dst, r, e.lshr(k, e.i(1)), pitch);
         if (planes > 1)
-          store(split_row(half(0), half(L)), to, kTileUnits, 4 * L);
+          store(split_row(e, half(0), half(L)), to, kTileUnits, 4 * L);
         else
           e.store_raw(o.dtype == DType::BF16
                           ? e.load_raw(Ty::I16, s, 2 * L, 2, mask)
@@ -260,7 +248,7 @@ struct Pack {
           }
           for (Vs& x : halves) x = e.transpose(x);
           for (int r = 0; r < L; ++r)
-            store(split_row(halves[0][r], halves[1][r]), e.at(a[1], r * 16),
+            store(split_row(e, halves[0][r], halves[1][r]), e.at(a[1], r * 16),
                   kTileUnits, 4 * L);
           return;
         }

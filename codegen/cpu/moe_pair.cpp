@@ -146,11 +146,10 @@ V PairExperts::sum_block(V sums, V number, V c) {
   return e.at(sums, e.add(panel, e.mul(c, kPanel)));
 }
 
-void PairExperts::add_product(V from, V valid, int64_t width, Vs args,
-                              SplitKind job, V record) {
-  if (job != SplitKind::None) args.push_back(record);
+void PairExperts::add_product(V from, V valid, int64_t width, SplitKind job,
+                              V record, const Vs& args) {
   auto run = [&](bool accumulate) {
-    call_product(valid, width, accumulate, job, args);
+    call_product(valid, width, accumulate, job, record, args);
   };
   if (fit.features == s.hidden) return run(false);
   e.if_(e.eq(from, e.i(0)), [&] { run(false); }, [&] { run(true); });
@@ -164,6 +163,11 @@ SplitSource PairExperts::weights(V first, V second, int64_t stride,
           e.i(stride),
           e.i(length),
           nullptr};
+}
+
+V PairExperts::split_turns(const ExpertTask& t, int64_t k, int64_t products) {
+  return e.mul(e.ceil_div(t.count, kPanel),
+               k / kPairStep * products * kSplitTurns);
 }
 
 int64_t PairExperts::weights_bytes(const MoeSpec& s, const PairCut& c) {
@@ -234,7 +238,8 @@ Fn PairExperts::product(int64_t width, bool accumulate, int64_t a_step,
 }
 
 void PairExperts::call_product(V valid, int64_t width, bool accumulate,
-                               SplitKind job, const Vs& args) {
+                               SplitKind job, V record, Vs args) {
+  if (job != SplitKind::None) args.push_back(record);
   auto run = [&](int vectors) {
     e.call(product(width, accumulate, 0, job, 0, vectors), args);
   };

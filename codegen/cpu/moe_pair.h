@@ -67,12 +67,12 @@ struct PairExperts {
   void for_blocks(int64_t n, const std::function<void(V, V)>& f);
   // f(first, how many) for blocks of features.
   void for_features(const std::function<void(V, int64_t)>& f);
-  // What a task sums over the blocks of features: the 32
-  // channels from c on of a panel; the product that adds the part of the block
-  // `from` to it; and what becomes of it after the last one.
+  // What a task sums over the blocks of features: the 32 channels from c on of
+  // a panel; the product that adds the part of the block `from` to it; and what
+  // becomes of it after the last one.
   V sum_block(V sums, V number, V c);
-  void add_product(V from, V valid, int64_t width, Vs args, SplitKind job,
-                   V record);
+  void add_product(V from, V valid, int64_t width, SplitKind job, V record,
+                   const Vs& args);
   void if_last(V from, int64_t width, const std::function<void()>& f);
   // Elements from row to row of a weight with rows of n, as packed for bf16.
   int64_t row_length(int64_t n) const { return s.bf16 ? pair_padded(n) : n; }
@@ -91,6 +91,8 @@ struct PairExperts {
   // `more` holds.
   V take_operand(V record, V buffers, int64_t size, SplitKind kind,
                  const SplitSource& next, V more, V turns);
+  // Turns of `products` products over k, each of all the task's panels.
+  V split_turns(const ExpertTask&, int64_t k, int64_t products);
   // Bytes of one for weights.
   static int64_t weights_bytes(const MoeSpec&, const PairCut&);
   // product(A, B, C, k): 32 x 32 of C (+)= A B; B has 32 lanes. A's rows are
@@ -101,9 +103,10 @@ struct PairExperts {
   Fn product(int64_t width, bool accumulate, int64_t a_step = 0,
              SplitKind job = SplitKind::None, int64_t fetch = 0,
              int vectors = 2);
-  // Calls it for `valid` slots in the lanes: the half without any is zero.
+  // Calls it with A, B, C and k for `valid` slots in the lanes: the half
+  // without any is zero.
   void call_product(V valid, int64_t width, bool accumulate, SplitKind job,
-                    const Vs& args);
+                    V record, Vs args);
   // flip(C, bias, dst, lanes): dst[lane][row] = C[row][lane] + bias[row] for
   // `rows` rows of C and the first `lanes` lanes; stride in elements.
   Fn flip(int rows, bool bias, int64_t stride);

@@ -189,19 +189,13 @@ struct Hidden : PairExperts {
       x.turned = part(at.columns);
       return x;
     };
-    V panels = e.ceil_div(t.count, kPanel);
-    auto turns = [&](int64_t k) {
-      return e.mul(panels, k / kPairStep * kSplitTurns);
-    };
-    auto take = [&](const SplitSource& next, V more, int64_t k) {
+    auto take = [&](const SplitSource& next, V more, int64_t k,
+                    int64_t products) {
       return take_operand(part(at.job), part(at.turned), weights_bytes(s, fit),
-                          SplitKind::Turned, next, more, turns(k));
+                          SplitKind::Turned, next, more,
+                          split_turns(t, k, products));
     };
     const SplitKind job = ahead ? SplitKind::Turned : SplitKind::None;
-    auto with_job = [&](Vs args) {
-      if (ahead) args.push_back(part(at.job));
-      return args;
-    };
     if (ahead) {
       SplitSource first = down_source(e.i(0));
       first.dst = part(at.turned);
@@ -214,15 +208,14 @@ struct Hidden : PairExperts {
           V here = e.lt(e.add(block, kPairStep), e.i(width));
           down = take(select_source(e, here, down_source(e.add(f, kPairStep)),
                                     up_source(from, e.i(0), width)),
-                      e.i1(true), dim);
+                      e.i1(true), dim, 1);
         } else {
           call_turn(s.dim, width, s.hidden, e.at(w_down, from, size), block,
                     turned);
         }
         for_panels(t.count, [&](V first, V valid, V number) {
-          call_product(
-              valid, dim, false, job,
-              with_job({down, panel(at.g, number, x_panel), sums, e.i(dim)}));
+          call_product(valid, dim, false, job, part(at.job),
+                       {down, panel(at.g, number, x_panel), sums, e.i(dim)});
           V h = e.add(e.mul(e.add(t.panel, number), s.hidden_rows()), f);
           V a = e.add(e.mul(e.add(t.panel, number), s.hidden), f);
           V pairs = e.mul(block, 64 * planes);
@@ -244,7 +237,7 @@ struct Hidden : PairExperts {
           up_rows =
               take(select_source(e, here, up_source(from, next_c, width),
                                  down_source(next_f)),
-                   e.or_(here, e.lt(next_f, e.i(s.hidden))), gated ? 2 * k : k);
+                   e.or_(here, e.lt(next_f, e.i(s.hidden))), k, gated ? 2 : 1);
           gate_rows = e.at(up_rows, kPairStep * 2 * planes * k, 1);
         } else {
           call_turn(width, s.dim, s.dim, e.at(w_up, rows, size), c, up_rows);
@@ -254,13 +247,12 @@ struct Hidden : PairExperts {
         }
         for_panels(t.count, [&](V first, V valid, V number) {
           V dx = sum_block(part(at.dx), number, c);
-          add_product(from, valid, k,
-                      {up_rows, panel(at.up, number, h_panel), dx, e.i(k)}, job,
-                      part(at.job));
+          add_product(from, valid, k, job, part(at.job),
+                      {up_rows, panel(at.up, number, h_panel), dx, e.i(k)});
           if (gated)
-            call_product(valid, k, true, job,
-                         with_job({gate_rows, panel(at.gate, number, h_panel),
-                                   dx, e.i(k)}));
+            call_product(
+                valid, k, true, job, part(at.job),
+                {gate_rows, panel(at.gate, number, h_panel), dx, e.i(k)});
           V to = e.add(e.mul(e.add(t.slot, first), s.dim), c);
           if_last(from, width, [&] {
             call_flip(s.dim, c, false, s.dim,

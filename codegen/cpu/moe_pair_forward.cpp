@@ -144,10 +144,6 @@ struct Forward : PairExperts {
     return weights(e.at(w.down, e.add(e.mul(c, s.hidden), from)), nullptr,
                    s.hidden, width);
   }
-  V turns(const ExpertTask& t, int64_t k, int64_t products) {
-    return e.mul(e.ceil_div(t.count, kPanel),
-                 k / kPairStep * products * kSplitTurns);
-  }
 
   // Features from `from` on of all panels: H, and A as pairs.
   void up_and_gate(const ExpertTask& t, const Weights& w, V from,
@@ -164,7 +160,7 @@ struct Forward : PairExperts {
             select_source(e, more, next, down_source(w, e.i(0), from, width));
         up_rows = take_operand(part(at.job), part(at.up), weights_bytes(s, fit),
                                SplitKind::Rows, next, e.i1(true),
-                               turns(t, dim, gated ? 2 : 1));
+                               split_turns(t, dim, gated ? 2 : 1));
       } else {
         up_rows =
             weight_rows(e.at(w.up, row, size), rows, s.dim, s.dim, part(at.up));
@@ -177,10 +173,9 @@ struct Forward : PairExperts {
       for_panels(t.count, [&](V, V valid, V number) {
         V x = e.at(part(at.x), e.mul(number, x_panel), 1), c = part(at.h);
         auto multiply = [&](V rows, V sums) {
-          Vs args{rows, x, sums, e.i(dim)};
-          if (ahead) args.push_back(part(at.job));
           call_product(valid, dim, false,
-                       ahead ? SplitKind::Rows : SplitKind::None, args);
+                       ahead ? SplitKind::Rows : SplitKind::None, part(at.job),
+                       {rows, x, sums, e.i(dim)});
         };
         multiply(up_rows, c);
         if (gated) multiply(gate_rows, e.at(c, kBlock, 1));
@@ -222,9 +217,10 @@ struct Forward : PairExperts {
           SplitSource next =
               select_source(e, here, down_source(w, next_c, from, width),
                             up_source(w, next_f));
-          down_rows = take_operand(
-              part(at.job), part(at.up), weights_bytes(s, fit), SplitKind::Rows,
-              next, e.or_(here, e.lt(next_f, e.i(s.hidden))), turns(t, k, 1));
+          down_rows = take_operand(part(at.job), part(at.up),
+                                   weights_bytes(s, fit), SplitKind::Rows, next,
+                                   e.or_(here, e.lt(next_f, e.i(s.hidden))),
+                                   split_turns(t, k, 1));
         } else {
           V first_row = e.at(w.down, e.add(e.mul(c, stride), from), size);
           down_rows =
@@ -234,8 +230,8 @@ struct Forward : PairExperts {
           V a = e.at(part(at.a), e.mul(number, h_panel), 1);
           V y = sum_block(part(at.y), number, c);
           add_product(from, valid, planes > 1 ? k : hidden,
-                      {down_rows, a, y, e.i(k)},
-                      ahead ? SplitKind::Rows : SplitKind::None, part(at.job));
+                      ahead ? SplitKind::Rows : SplitKind::None, part(at.job),
+                      {down_rows, a, y, e.i(k)});
           V to = e.mul(e.add(t.slot, first), s.dim);
           V bias = element(B::BiasDown, e.add(e.mul(t.expert, s.dim), c));
           if_last(from, width, [&] {

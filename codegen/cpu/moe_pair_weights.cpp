@@ -112,8 +112,7 @@ struct Weights : PairExperts {
         });
   }
 
-  // rows(C, dst, n): dst[row][channel] = C for n rows and `width`
-  // channels.
+  // rows(C, dst, n): dst[row][channel] = C for n rows and `width` channels.
   Fn rows(int width) {
     std::vector<Ty> params = {Ty::Ptr, Ty::Ptr, Ty::I64};
     return e.define(
@@ -247,7 +246,7 @@ struct Weights : PairExperts {
           a = part(at.features);
         }
         e.loop(e.i(0), left, kPairStep, [&](V c) {
-          V number = e.add(e.mul(e.lshr(f, e.i(5)), (channels / kPairStep)),
+          V number = e.add(e.mul(e.lshr(f, e.i(5)), channels / kPairStep),
                            e.lshr(c, e.i(5)));
           // sums that are done at once stay where they are
           V kept = e.select(e.eq(chunks, e.i(1)), e.i(0), number);
@@ -256,10 +255,10 @@ struct Weights : PairExperts {
           Vs args{a, r, sums, k};
           if (ahead) args.push_back(part(at.job));
           V channel = e.add(column, c);
-          if (planes > 1)
-            args.push_back(
-                down ? e.at(weight, e.add(e.mul(channel, s.hidden), f))
-                     : e.at(weight, e.add(e.mul(f, s.dim), channel)));
+          V index = down ? e.add(e.mul(channel, s.hidden), f)
+                         : e.add(e.mul(f, s.dim), channel);
+          V to = e.at(weight, index, size);
+          if (planes > 1) args.push_back(to);
           auto multiply = [&](bool accumulate) {
             e.call(planes > 1
                        ? product(strip, accumulate, 0, job,
@@ -271,7 +270,11 @@ struct Weights : PairExperts {
               e.eq(chunk, e.i(0)), [&] { multiply(false); },
               [&] { multiply(true); });
           e.if_(is_last, [&] {
-            store(down, weight, f, rows_here, column, c, sums, left);
+            if (down)
+              return call_flip(
+                  s.hidden, f, false, s.hidden,
+                  {sums, sums, to, e.min(e.sub(left, c), e.i(kPairStep))});
+            store_rows(channel, {sums, to, rows_here});
           });
         });
       });
@@ -287,17 +290,9 @@ struct Weights : PairExperts {
     e.if_(e.eq(left, e.i(channels)), [&] { f(channels); }, [&] { f(tail); });
   }
 
-  void store(bool down, V weight, V f, V rows_here, V column, V c, V sums,
-             V left) {
-    V channel = e.add(column, c);
-    if (down) {
-      V to = e.at(weight, e.add(e.mul(channel, s.hidden), f), size);
-      call_flip(s.hidden, f, false, s.hidden,
-                {sums, sums, to, e.min(e.sub(left, c), e.i(kPairStep))});
-      return;
-    }
-    V to = e.at(weight, e.add(e.mul(f, s.dim), channel), size);
-    auto run = [&](int width) { e.call(rows(width), {sums, to, rows_here}); };
+  // Calls rows for the channels from `channel` on.
+  void store_rows(V channel, const Vs& args) {
+    auto run = [&](int width) { e.call(rows(width), args); };
     const int64_t whole = s.dim / kPairStep * kPairStep;
     if (whole == s.dim) return run(kPairStep);
     if (!whole) return run(int(s.dim));

@@ -24,9 +24,7 @@ V load_f32(Emit& e, V p, int64_t n) {
 
 // 2 * lanes() f32 along the sum as a step of an operand A.
 void store_row(Emit& e, V first, V second, V to) {
-  Vs a = split_f32(e, first), b = split_f32(e, second);
-  for (int i = 0; i < kSplitPlanes; ++i)
-    e.store_raw(join_row(e, a[i], b[i]), e.at(to, i * 2 * kPairStep, 1), 4);
+  store_planes(e, split_row(e, first, second), to, 2 * kPairStep, 4);
 }
 
 // A line of an operand B: where the pair that begins with element `k` stands.
@@ -121,12 +119,10 @@ void pack_columns(Emit& e, const Vs& src, int64_t channels, V dst, int64_t ld,
           x.push_back(negate ? e.neg(v) : v);
         }
         x = e.transpose(x);
-        for (int k = 0; k < L; k += 2) {
-          Vs a = split_f32(e, x[k]), b = split_f32(e, x[k + 1]);
-          for (int i = 0; i < kSplitPlanes; ++i)
-            e.store_raw(join_pair(e, a[i], b[i]),
-                        e.at(to, (i * L + (half * L + k) / 2) * ld, 1), 4);
-        }
+        for (int k = 0; k < L; k += 2)
+          store_planes(e, split_pair(e, x[k], x[k + 1]),
+                       e.at(to, (half * L + k) / 2 * ld, 1), kPairStep / 2 * ld,
+                       4);
       }
     });
   for_channels(e, channels, 2 * L, [&](V c, int64_t n) {
@@ -150,11 +146,10 @@ void pack_interleaved(Emit& e, const PairRows& rows, V from, V n, V dst,
     if (rows.planes > 1) {
       V to = pair_line(e, dst, r, ld);
       return for_channels(e, rows.channels, L, [&](V c, int64_t n) {
-        Vs a = split_f32(e, load_f32(e, e.at(low, c), n)),
-           b = split_f32(e, load_f32(e, e.at(high, c), n));
-        for (int i = 0; i < kSplitPlanes; ++i)
-          e.store_raw(join_pair(e, a[i], b[i]),
-                      e.at(e.at(to, c), i * kPairStep / 2 * ld, 1), 4);
+        store_planes(e,
+                     split_pair(e, load_f32(e, e.at(low, c), n),
+                                load_f32(e, e.at(high, c), n)),
+                     e.at(to, c), kPairStep / 2 * ld, 4);
       });
     }
     V to = e.at(dst, e.mul(r, ld / 2), 1);

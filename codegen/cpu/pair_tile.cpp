@@ -38,11 +38,11 @@ void plain_steps(Emit& e, const PairProduct& m, V a, V k) {
   });
 }
 
-// The same in three planes. Of an operand only one plane is
-// in registers; on the way through the six products it is the left one or the
-// right one that changes, and a register is loaded as soon as it is free. The
-// next step's lines, too many for the hardware's prefetcher, are asked for two
-// products at a time.
+// The same in three planes. Of an operand only one plane is in registers; on
+// the way through the six products it is the left one or the right one that
+// changes, and a register is loaded as soon as it is free. The next step's
+// lines, too many for the hardware's prefetcher, are asked for two products at
+// a time.
 void split_steps(Emit& e, const PairProduct& m, V a, V k) {
   constexpr int kHigh = 0, kMid = 1, kLow = 2;
   const int64_t plane_b = m.ldb * kPairStep / 2;

@@ -23,4 +23,27 @@ V join_row(Emit& e, V first, V second) {
                    odd);
 }
 
+namespace {
+
+Vs join(Emit& e, V (*joined)(Emit&, V, V), V x, V y) {
+  Vs a = split_f32(e, x), b = split_f32(e, y), planes;
+  for (int i = 0; i < kSplitPlanes; ++i)
+    planes.push_back(joined(e, a[i], b[i]));
+  return planes;
+}
+
+}  // namespace
+
+Vs split_pair(Emit& e, V low, V high) { return join(e, join_pair, low, high); }
+
+Vs split_row(Emit& e, V first, V second) {
+  return join(e, join_row, first, second);
+}
+
+void store_planes(Emit& e, const Vs& planes, V to, int64_t distance,
+                  int align) {
+  for (size_t i = 0; i < planes.size(); ++i)
+    e.store_raw(planes[i], e.at(to, int64_t(i) * distance, 1), align);
+}
+
 }  // namespace moec

@@ -19,5 +19,10 @@ Vs split_f32(Emit&, V x);
 // half, or as i16 one vector after the other.
 V join_pair(Emit&, V low, V high);
 V join_row(Emit&, V first, V second);
+// All planes of two f32 vectors, joined in these two ways, and their places,
+// `distance` bytes apart.
+Vs split_pair(Emit&, V low, V high);
+Vs split_row(Emit&, V first, V second);
+void store_planes(Emit&, const Vs& planes, V to, int64_t distance, int align);
 
 }  // namespace moec

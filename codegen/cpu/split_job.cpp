@@ -61,14 +61,12 @@ Fn item(Emit& e, SplitKind kind) {
     };
     // 32 elements at p; the lines `ahead` of them are wanted later
     auto chunk = [&](V p, V to, int64_t ahead) {
-      Vs halves[2];
+      Vs x;
       for (int j = 0; j < 2; ++j) {
         if (ahead) e.prefetch(e.at(p, ahead + j * L), 2);
-        halves[j] = split_f32(e, e.vload(DType::F32, e.at(p, j * L)));
+        x.push_back(e.vload(DType::F32, e.at(p, j * L)));
       }
-      for (int i = 0; i < kSplitPlanes; ++i)
-        e.store_raw(join_row(e, halves[0][i], halves[1][i]),
-                    e.at(to, i * 2 * kPairStep, 1), 64);
+      store_planes(e, split_row(e, x[0], x[1]), to, 2 * kPairStep, 64);
     };
     if (kind == SplitKind::Rows) {
       auto [from, n, later] = locate(e.mul(steps, kPairStep));

@@ -243,20 +243,25 @@ TEST_CASE("experts agree with the definition") {
   }
 }
 
+// The kernels on pairs, which `form` asks for.
+void check_pairs(const Target& t, bool MoeSpec::* form) {
+  auto run = [&](MoeSpec s, double drop) {
+    s.*form = true;
+    check(t, s, drop);
+  };
+  run(make_spec(96, 32, 64, 4, 2, MoeActivation::Swiglu, false), 0);
+  run(make_spec(700, 160, 96, 3, 2, MoeActivation::Gelu, false), 0.1);
+  run(make_spec(57, 19, 75, 5, 2, MoeActivation::Gelu, true), 0.4);
+  run(make_spec(3, 40, 5, 9, 3, MoeActivation::GeluBilinear, true), 0.1);
+  run(make_spec(61, 9, 131, 2, 1, MoeActivation::Relu2Glu, true), 0);
+  // more slots than are gathered at a time
+  run(make_spec(1100, 5, 4, 1, 1, MoeActivation::Silu, true), 0);
+}
+
 TEST_CASE("experts on bf16 agree with the definition") {
   for (const Target& t : test_targets()) {
     if (!moe_runs_bf16(t)) continue;
-    auto run = [&](MoeSpec s, double drop) {
-      s.bf16 = true;
-      check(t, s, drop);
-    };
-    run(make_spec(96, 32, 64, 4, 2, MoeActivation::Swiglu, false), 0);
-    run(make_spec(700, 160, 96, 3, 2, MoeActivation::Gelu, false), 0.1);
-    run(make_spec(57, 19, 75, 5, 2, MoeActivation::Gelu, true), 0.4);
-    run(make_spec(3, 40, 5, 9, 3, MoeActivation::GeluBilinear, true), 0.1);
-    run(make_spec(61, 9, 131, 2, 1, MoeActivation::Relu2Glu, true), 0);
-    // more slots than are gathered at a time
-    run(make_spec(1100, 5, 4, 1, 1, MoeActivation::Silu, true), 0);
+    check_pairs(t, &MoeSpec::bf16);
   }
   const Target native = make_target("native");
   if (!moe_runs_bf16(native)) return;
@@ -270,16 +275,7 @@ TEST_CASE("experts on bf16 agree with the definition") {
 TEST_CASE("experts on split f32 agree with the definition") {
   const Target t = make_target("native");
   if (!t.amx_bf16) return;
-  auto run = [&](MoeSpec s, double drop) {
-    s.split = true;
-    check(t, s, drop);
-  };
-  run(make_spec(96, 32, 64, 4, 2, MoeActivation::Swiglu, false), 0);
-  run(make_spec(700, 160, 96, 3, 2, MoeActivation::Gelu, false), 0.1);
-  run(make_spec(57, 19, 75, 5, 2, MoeActivation::Gelu, true), 0.4);
-  run(make_spec(3, 40, 5, 9, 3, MoeActivation::GeluBilinear, true), 0.1);
-  run(make_spec(61, 9, 131, 2, 1, MoeActivation::Relu2Glu, true), 0);
-  run(make_spec(1100, 5, 4, 1, 1, MoeActivation::Silu, true), 0);
+  check_pairs(t, &MoeSpec::split);
   CHECK(moe_splits(make_spec(96, 64, 64, 4, 2, MoeActivation::Relu, false), t));
   CHECK(!moe_splits(make_spec(96, 64, 64, 4, 2, MoeActivation::Relu, false),
                     make_target("native-noamx")));
