@@ -1,87 +1,15 @@
-#include <algorithm>
+// The forward on bf16 pairs. A task is a panel of queries, in the lanes: block
+// by block of keys it makes scores, weights of them and their product with the
+// values. In tile registers a strip's weights are made beside the next strip's
+// scores, and summed beside the products with the values.
 #include <cmath>
 #include <numeric>
 
 #include "codegen/cpu/attention_pairs.h"
+#include "codegen/cpu/fetch_rows.h"
 #include "support/error.h"
 
 namespace moec {
-
-PairRange pair_range(Emit& e, const AttentionSpec& s, V rel, V left,
-                     int64_t room) {
-  const int64_t panel = panel_lanes(e.target());
-  V zero = e.i(0);
-  V end = e.min(ceil_to(e, left, kPairStep), e.i(room));
-  if (!s.causal)
-    return {zero, zero, e.min(floor_to(e, left, kPairStep), end), end};
-  auto keys = [&](int64_t n) { return e.sub(e.i(n), rel); };
-  PairRange r;
-  r.end = clamp(e, ceil_to(e, keys(panel), kPairStep), zero, end);
-  r.whole = clamp(e, floor_to(e, keys(1), kPairStep), zero, r.end);
-  r.low = r.first = zero;
-  if (s.window) {
-    r.first = clamp(e, floor_to(e, keys(1 - s.window), kPairStep), zero, r.end);
-    r.low =
-        clamp(e, ceil_to(e, keys(panel - s.window), kPairStep), zero, r.end);
-  }
-  return r;
-}
-
-V pair_seen(Emit& e, const AttentionSpec& s, V k, V rel, V left, int col) {
-  // under a causal mask keys past the last are past every query, too
-  if (s.causal) return lane_mask(e, s, e.add(rel, k), col);
-  return e.splat(e.lt(k, left));
-}
-
-Vs pair_maxima(Emit& e, const AttentionSpec& s, V scores, int64_t ld, V from,
-               V to, Vs best, V first, V rel, V left) {
-  const int rows = 8, L = e.lanes();
-  return e.loop(from, to, rows, std::move(best), [&](V i, Vs best) {
-    V p = e.at(scores, e.mul(i, ld), 1);
-    for (int j = 0; j < 2; ++j) {
-      Vs x;
-      for (int r = 0; r < rows; ++r) {
-        V at = e.at(p, r * ld + j * L * 4, 1);
-        x.push_back(e.vload(DType::F32, at));
-        if (!first) continue;
-        V key = e.add(e.add(first, i), r);
-        x[r] = e.select(pair_seen(e, s, key, rel, left, j), x[r],
-                        e.splat(e.f(-INFINITY)));
-        e.vstore(DType::F32, x[r], at);
-      }
-      for (int n = rows / 2; n; n /= 2)
-        for (int r = 0; r < n; ++r) x[r] = e.max(x[r + n], x[r]);
-      best[j] = e.max(x[0], best[j]);
-    }
-    return best;
-  });
-}
-
-Fn pack_columns_function(Emit& e, const std::string& name, int64_t stride,
-                         int64_t channels, bool negate, int planes) {
-  const int64_t ld = panel_lanes(e.target()) * 4;
-  return e.define(name, {Ty::Ptr, Ty::I64, Ty::I64, Ty::Ptr},
-                  [=, &e](const Vs& a) {
-                    PairRows rows{a[0], stride, a[1], channels, planes};
-                    pack_columns(e, rows, a[2], a[3], ld, negate);
-                  });
-}
-
-Fn unpack_columns_function(Emit& e, const std::string& name, int64_t stride,
-                           int64_t channels, const std::vector<int>& row_of,
-                           int planes) {
-  const DType dtype = planes > 1 ? DType::F32 : DType::BF16;
-  const int64_t ld = panel_lanes(e.target()) * 4;
-  return e.define(name, {Ty::Ptr, Ty::Ptr, Ty::Ptr, Ty::I64}, [&](const Vs& a) {
-    unpack_columns(e, a[0], ld, channels, e.vload(DType::F32, a[1]), a[2],
-                   stride, a[3], row_of, dtype);
-  });
-}
-
-double pair_factor(const AttentionSpec& s) {
-  // never 0, which would turn a mask's -inf into NaN
-  return std::max(std::fabs(s.scale) * kLog2e, 1e-30);
-}
 
 namespace {
 
@@ -89,9 +17,9 @@ constexpr int64_t kBlock = kKeyPanel;  // keys; one task of the packing
 
 // Scratch, in bytes: Q^T pairs, two strips of f32 scores [kPairStep][panel], a
 // block of P^T pairs, f32 O^T [Dv][panel], statistics of the online softmax,
-// dropout factors.
+// dropout factors, streams.
 struct Layout {
-  int64_t q, s, p, o, stats, keep, end;
+  int64_t q, s, p, o, stats, keep, streams, end;
   Layout(const AttentionSpec& spec, int64_t panel) {
     PairSizes n(spec);
     q = 0;
@@ -100,12 +28,14 @@ struct Layout {
     o = p + kBlock * panel * 2;
     stats = o + n.value_dim * panel * 4;
     keep = stats + 4 * panel * 4;
-    end = keep + (spec.dropout > 0 ? kBlock * panel * 4 : 0);
+    streams = keep + (spec.dropout > 0 ? kBlock * panel * 4 : 0);
+    end = streams + 2 * kFetchBytes;
   }
 };
 // Rows of the statistics. kMax, in base 2, is what weights are taken from, no
-// less than the largest; kBest is the largest score of a strip.
-enum Stat { kMax, kSum, kBest, kAlpha };
+// less than the largest; kBest is the largest score of a strip; kOutside is
+// that of power_pair_inside.
+enum Stat { kMax, kSum, kBest, kAlpha, kOutside = kAlpha };
 // What kMax is raised above a score that exceeds it, so that few do.
 constexpr double kRoom = 8;
 
@@ -156,134 +86,302 @@ struct Forward {
                        rel, left);
   }
 
-  // P = exp2(c S - max) of a strip, and its sums. The first queries see `seen`
-  // keys at most, a multiple of 4.
-  void soften(V scores, V p, V stats, V keep, V seen) {
-    // dropout needs f32 weights
-    const bool integer = e.target().vbmi && !drop;
+  // A strip of keys whose scores become weights.
+  struct Strip {
+    V scores, p, keep;
+    V sums[2] = {}, outside[2] = {};  // addresses
+    V origin[2] = {};
+  };
+  // dropout needs f32 weights
+  const bool integer = e.target().vbmi && !drop;
+  // multiplications do not go beside tile products as integers do
+  const bool beside = integer && e.target().amx_bf16;
+
+  // P = exp2(c S - max) of `pairs` pairs of keys from the key `k` on, and what
+  // the sums become, or what lies outside if it is `quick`; without `all`, no
+  // query of the first half sees them.
+  Vs weigh(const Strip& w, V k, int pairs, bool all, bool quick, Vs sums) {
     V factor = e.splat(e.f(pair_factor(s) * (integer ? kPowerSteps : 1)));
-    V ones = e.splat(e.i32(0x3f803f80));
-    auto stat = [&](Stat k, int j) { return e.at(stats, k * panel + j * L); };
-    Vs sums, origin;
-    for (int j = 0; j < 2; ++j) {
-      sums.push_back(e.vload(DType::F32, stat(kSum, j)));
-      V down = e.neg(e.vload(DType::F32, stat(kMax, j)));
-      origin.push_back(integer ? power_origin(e, down) : down);
-    }
-    auto four = [&](V k, Vs sums, bool all) {
-      V from = e.at(scores, e.mul(k, ld), 1), to = e.at(p, e.mul(k, ld / 2), 1);
-      for (int u = 0; u < 4; u += 2)
-        for (int j = 0; j < 2; ++j) {
-          if (j == 0 && !all) {
-            e.store_raw(e.zero(Ty::I32, 0), e.at(to, u / 2 * ld, 1), 4);
-            continue;
-          }
-          Vs x;
-          for (int r = u; r < u + 2; ++r) {
-            V score = e.vload(DType::F32, e.at(from, r * ld + j * L * 4, 1));
-            x.push_back(e.fma(score, factor, origin[j]));
-          }
-          V at = e.at(to, u / 2 * ld + j * L * 4, 1);
-          if (integer) {  // the sum as they are rounded
-            V pair = power_pair(e, x[0], x[1]);
-            sums[j] = e.dpbf16(sums[j], pair, ones);
-            e.store_raw(pair, at, 4);
-            continue;
-          }
-          for (V& w : x) w = exp2_coarse(e, w);
-          sums[j] = e.add(sums[j], e.add(x[0], x[1]));
-          for (int r = 0; drop && r < 2; ++r) {
-            V row = e.at(keep, e.mul(k, ld), 1);
-            row = e.at(row, (u + r) * ld + j * L * 4, 1);
-            x[r] = e.mul(x[r], e.vload(DType::F32, row));
-          }
-          e.store_raw(round_pair(e, x[0], x[1]), at, 4);
+    V from = e.at(w.scores, e.mul(k, ld), 1);
+    V to = e.at(w.p, e.mul(k, ld / 2), 1);
+    V keep = drop ? e.at(w.keep, e.mul(k, ld), 1) : nullptr;
+    for (int i = 0; i < pairs; ++i)
+      for (int j = 0; j < 2; ++j) {
+        V at = e.at(to, i * ld + j * L * 4, 1);
+        if (j == 0 && !all) {
+          e.store_raw(e.zero(Ty::I32, 0), at, 4);
+          continue;
         }
-      return sums;
+        auto row = [&](V p, int r) {
+          return e.vload(DType::F32, e.at(p, (2 * i + r) * ld + j * L * 4, 1));
+        };
+        Vs x;
+        for (int r = 0; r < 2; ++r)
+          x.push_back(e.fma(row(from, r), factor, w.origin[j]));
+        if (integer) {
+          V pair = quick ? power_pair_inside(e, x[0], x[1], &sums[j])
+                         : power_pair(e, x[0], x[1]);
+          if (!beside) sums[j] = e.dpbf16(sums[j], pair, ones());
+          e.store_raw(pair, at, 4);
+          continue;
+        }
+        for (V& w : x) w = exp2_coarse(e, w);
+        sums[j] = e.add(sums[j], e.add(x[0], x[1]));
+        for (int r = 0; drop && r < 2; ++r) x[r] = e.mul(x[r], row(keep, r));
+        e.store_raw(round_pair(e, x[0], x[1]), at, 4);
+      }
+    return sums;
+  }
+  V ones() { return e.splat(e.i32(0x3f803f80)); }
+  // The whole strip, whose first queries see `seen` keys at most, a multiple of
+  // 4.
+  void weigh_seen(const Strip& w, V seen) {
+    auto some = [&](bool all) {
+      return
+          [&, all](V k, Vs sums) { return weigh(w, k, 2, all, false, sums); };
     };
-    sums = e.loop(e.i(0), seen, 4, sums,
-                  [&](V k, Vs sums) { return four(k, sums, true); });
-    if (s.causal)
-      sums = e.loop(seen, e.i(kPairStep), 4, sums,
-                    [&](V k, Vs sums) { return four(k, sums, false); });
-    for (int j = 0; j < 2; ++j) e.vstore(DType::F32, sums[j], stat(kSum, j));
+    Vs sums;
+    for (V p : w.sums) sums.push_back(e.vload(DType::F32, p));
+    sums = e.loop(e.i(0), seen, 4, sums, some(true));
+    if (s.causal) sums = e.loop(seen, e.i(kPairStep), 4, sums, some(false));
+    for (int j = 0; j < 2; ++j) e.vstore(DType::F32, sums[j], w.sums[j]);
   }
 
-  // weights(K, Qt, S, P, stats, keep, Ot, rel, left, d, first, low, whole,
-  // end): P of the keys first .. end of a block, of which those low .. whole
-  // are not masked; d channels have an output
-  Fn weights() {
-    std::vector<Ty> params(7, Ty::Ptr);
-    params.insert(params.end(), 7, Ty::I64);
-    return e.define("w", params, [&](const Vs& a) {
-      V from = a[10], to = a[13];
-      auto product = [&](V k, V to) {
-        pair_product(
-            e,
-            {e.at(a[0], e.mul(k, packed.row), 1), packed.row, a[1], ld, to, ld},
-            e.i(kPairStep), e.i(size.dim), false);
-      };
-      // The next strip's product comes before what is made of this one's, which
-      // by then is stored.
-      e.if_(e.lt(from, to), [&] { product(from, a[2]); });
-      Vs tiles = {a[2], e.at(a[2], kPairStep * ld, 1)};
-      e.loop(from, to, kPairStep, tiles, [&](V k, Vs tiles) {
-        V next = e.add(k, kPairStep);
-        e.if_(e.lt(next, to), [&] { product(next, tiles[1]); });
-        auto largest = [&](bool masked) {
-          return
-              [&, masked] { return maxima(tiles[0], masked, k, a[7], a[8]); };
-        };
-        V free = e.lt(k, a[12]);
-        if (s.window) free = e.and_(free, e.ge(k, a[11]));
-        Vs best = e.if_values(free, largest(false), largest(true));
-        V exceeds = nullptr;
-        for (int j = 0; j < 2; ++j) {
-          V m = e.vload(DType::F32, e.at(a[4], kMax * panel + j * L));
-          V over = e.gt(e.mul(best[j], e.splat(e.f(pair_factor(s)))), m);
-          exceeds = exceeds ? e.or_(exceeds, over) : over;
-        }
-        e.if_(e.any(exceeds), [&] {
+  // The work beside `steps` is done in so many of them.
+  static int in_parts(int steps) { return steps >= 4 ? 4 : steps >= 2 ? 2 : 1; }
+
+  // The scores of a strip, and beside them the quick weights of `before`, if
+  // any.
+  void score(V k, V q, V to, const Strip* before) {
+    PairProduct m{k, packed.row, q, ld, to, ld};
+    // in parts of so many pairs
+    const int steps = int(size.dim / kPairStep), parts = in_parts(steps);
+    const int n = int(kPairStep) / 2 / parts;
+    if (before)
+      m.beside = [&](V x, int) {
+        auto body = [&] {
+          Vs outside;
+          for (V p : before->outside)
+            outside.push_back(e.load_raw(Ty::I32, p, 0));
+          outside = weigh(*before, e.mul(e.lshr(x, e.i(5)), 2 * n), n, true,
+                          true, outside);
           for (int j = 0; j < 2; ++j)
-            e.vstore(DType::F32, best[j], e.at(a[4], kBest * panel + j * L));
-          V done = e.at(a[3], e.mul(from, ld / 2), 1);
-          e.call(raise(), {a[4], done, e.sub(k, from), a[6], a[9]});
+            e.store_raw(outside[j], before->outside[j], 4);
+        };
+        if (steps == parts) return body();
+        e.if_(e.lt(x, e.i(parts * kPairStep)), body);
+      };
+    pair_product(e, m, e.i(kPairStep), e.i(size.dim), false);
+  }
+
+  // scores(K, Qt, S): of the first strip
+  Fn scores() {
+    return e.define("s", std::vector<Ty>(3, Ty::Ptr),
+                    [&](const Vs& a) { score(a[0], a[1], a[2], nullptr); });
+  }
+
+  // Arguments of the function below, in this order.
+  enum Arg {
+    kKeysAt,
+    kQueriesAt,
+    kScores,
+    kNextScores,
+    kWeights,
+    kStats,
+    kKeep,
+    kOutputs,
+    kRel,
+    kLeft,
+    kChannels,
+    kFirst,
+    kLow,
+    kWhole,
+    kEnd,
+    kMore,
+    kArgs
+  };
+  V stat(V stats, Stat k, int j) { return e.at(stats, k * panel + j * L); }
+  Strip strip(const Vs& a, V scores, V k) {
+    Strip w{scores, e.at(a[kWeights], e.mul(k, ld / 2), 1),
+            drop ? e.at(a[kKeep], e.mul(k, ld), 1) : nullptr};
+    for (int j = 0; j < 2; ++j) {
+      w.sums[j] = stat(a[kStats], kSum, j);
+      w.outside[j] = stat(a[kStats], kOutside, j);
+      V down = e.neg(e.vload(DType::F32, stat(a[kStats], kMax, j)));
+      w.origin[j] = integer ? power_origin(e, down) : down;
+    }
+    return w;
+  }
+
+  // The weights of any strip.
+  void weigh_any(const Vs& a, V scores, V k, V free) {
+    auto largest = [&](bool masked) {
+      return
+          [&, masked] { return maxima(scores, masked, k, a[kRel], a[kLeft]); };
+    };
+    Vs best = e.if_values(free, largest(false), largest(true));
+    V exceeds = nullptr;
+    for (int j = 0; j < 2; ++j) {
+      V m = e.vload(DType::F32, stat(a[kStats], kMax, j));
+      V over = e.gt(e.mul(best[j], e.splat(e.f(pair_factor(s)))), m);
+      exceeds = exceeds ? e.or_(exceeds, over) : over;
+    }
+    e.if_(e.any(exceeds), [&] {
+      for (int j = 0; j < 2; ++j)
+        e.vstore(DType::F32, best[j], stat(a[kStats], kBest, j));
+      V done = e.at(a[kWeights], e.mul(a[kFirst], ld / 2), 1);
+      e.call(raise(),
+             {a[kStats], done, e.sub(k, a[kFirst]), a[kOutputs], a[kChannels]});
+    });
+    V seen = e.i(kPairStep);
+    if (s.causal)
+      seen = clamp(e, ceil_to(e, e.sub(e.i(L), e.add(a[kRel], k)), 4), e.i(0),
+                   seen);
+    weigh_seen(strip(a, scores, k), seen);
+  }
+
+  // weights(...): P of the keys first .. end of a block, of which those low ..
+  // whole are not masked; `channels` have an output. Scores of the first strip
+  // are there; beside, those of the next block's come last if there are `more`.
+  // The two strips of scores take turns.
+  Fn weights() {
+    std::vector<Ty> params(kArgs, Ty::I64);
+    std::fill_n(params.begin(), int(kRel), Ty::Ptr);
+    return e.define("w", params, [&](const Vs& a) {
+      V first = a[kFirst], end = a[kEnd];
+      // any(..., k, free)
+      auto any = [&](V scores, V k, V free) {
+        if (!beside) return weigh_any(a, scores, k, free);
+        std::vector<Ty> types = params;
+        types.insert(types.end(), 2, Ty::I64);
+        Fn f = e.define("any", types, [&](const Vs& a) {
+          weigh_any(a, a[kScores], a[kArgs], e.ne(a[kArgs + 1], e.i(0)));
         });
-        V seen = e.i(kPairStep);
-        if (s.causal)
-          seen = clamp(e, ceil_to(e, e.sub(e.i(L), e.add(a[7], k)), 4), e.i(0),
-                       seen);
-        soften(tiles[0], e.at(a[3], e.mul(k, ld / 2), 1), a[4],
-               drop ? e.at(a[5], e.mul(k, ld), 1) : nullptr, seen);
+        Vs args = a;
+        args[kScores] = scores;
+        args.push_back(k);
+        args.push_back(e.select(free, e.i(1), e.i(0)));
+        e.call(f, args);
+      };
+      Vs tiles = {a[kScores], a[kNextScores]};
+      e.loop(first, end, kPairStep, tiles, [&](V k, Vs tiles) {
+        V next = e.add(k, kPairStep);
+        V more = e.lt(next, end);
+        if (beside) more = e.or_(more, e.ne(a[kMore], e.i(0)));
+        V next_keys = e.at(a[kKeysAt], e.mul(next, packed.row), 1);
+        V free = e.lt(k, a[kWhole]);
+        if (s.window) free = e.and_(free, e.ge(k, a[kLow]));
+        auto alone = [&] {
+          e.if_(more, [&] {
+            e.call(scores(), {next_keys, a[kQueriesAt], tiles[1]});
+          });
+          any(tiles[0], k, free);
+        };
+        if (!beside) {
+          alone();
+          return Vs{tiles[1], tiles[0]};
+        }
+        // the first strip of all has no maximum to go by
+        V known = e.or_(e.gt(k, first), e.ne(a[kChannels], e.i(0)));
+        e.if_(
+            e.and_(more, e.and_(free, known)),
+            [&] {
+              Strip w = strip(a, tiles[0], k);
+              for (V p : w.outside) e.store_raw(e.zero(Ty::I32, 0), p, 4);
+              score(next_keys, a[kQueriesAt], tiles[1], &w);
+              V outside = nullptr;
+              for (V p : w.outside) {
+                V x = e.load_raw(Ty::I32, p, 0);
+                outside = outside ? e.or_(outside, x) : x;
+              }
+              e.if_(e.any(power_outside(e, outside)),
+                    [&] { any(tiles[0], k, e.i1(true)); });
+            },
+            alone);
         return Vs{tiles[1], tiles[0]};
       });
     });
   }
 
-  // values(Vt, P, Ot, n): Ot (+)= V^T P over n keys
+  // What is read soon, or written: the next panel's queries, this one's output.
+  enum Stream { kNextQ, kOutput, kStreams };
+  FetchedRows rows_of(int i) const {
+    const AttentionView& v = i == kNextQ ? s.q : s.o;
+    const int64_t channels = i == kNextQ ? s.dim : s.value_dim;
+    // in units of f32
+    return {v.row / 2, (channels + 1) / 2, panel, 1, 0, 4, i == kOutput};
+  }
+  V record(V streams, int i) { return e.at(streams, i * kFetchBytes, 1); }
+
+  // values(Vt, P, Ot, n, sums, streams): Ot (+)= V^T P over n keys, and beside
+  // the sums of P
   Fn values(bool first) {
-    std::vector<Ty> params = {Ty::Ptr, Ty::Ptr, Ty::Ptr, Ty::I64};
+    std::vector<Ty> params(6, Ty::Ptr);
+    params[3] = Ty::I64;
     return e.define(first ? "v0" : "v", params, [&, first](const Vs& a) {
-      pair_product(e, {a[0], packed.vt.row, a[1], ld, a[2], ld},
-                   e.i(size.value_dim), a[3], !first);
+      PairProduct m{a[0], packed.vt.row, a[1], ld, a[2], ld};
+      if (!e.target().amx_bf16)
+        return pair_product(e, m, e.i(size.value_dim), a[3], !first);
+      // of every strip of keys so many pairs are added up beside as many
+      // channels
+      const int strips = int(size.value_dim / kPairStep);
+      const int parts = in_parts(strips), n = int(kPairStep) / 2 / parts;
+      e.loop(e.i(0), e.i(size.value_dim), kPairStep, [&](V d) {
+        PairProduct some = m;
+        some.a = e.at(m.a, e.mul(d, packed.vt.row), 1);
+        some.c = e.at(m.c, e.mul(d, ld), 1);
+        V pairs = e.at(m.b, e.mul(e.lshr(d, e.i(5)), n * ld), 1);
+        some.beside = [&](V k, int) {
+          auto add = [&] {
+            sum_pairs(e.at(pairs, e.mul(k, ld / 2), 1), n, a[4]);
+          };
+          if (beside && strips == parts)
+            add();
+          else if (beside)
+            e.if_(e.lt(d, e.i(parts * kPairStep)), add);
+          for (int i = 0; i < kStreams; ++i)
+            fetch_some(e, record(a[5], i), rows_of(i));
+        };
+        pair_product(e, some, e.i(kPairStep), a[3], !first);
+      });
     });
+  }
+  void sum_pairs(V p, int n, V sums) {
+    for (int j = 0; j < 2; ++j) {
+      V at = e.at(sums, j * L), sum = e.vload(DType::F32, at);
+      for (int i = 0; i < n; ++i) {
+        V pair = e.load_raw(Ty::I32, e.at(p, i * ld + j * L * 4, 1), 0);
+        sum = e.dpbf16(sum, pair, ones());
+      }
+      e.vstore(DType::F32, sum, at);
+    }
+  }
+
+  // A task's queries.
+  const int64_t panels = (s.q_len + panel - 1) / panel;
+  struct Panel {
+    V bh, b, h, q0;
+  };
+  Panel panel_of(V task) {
+    // the last panels have most keys: they come first
+    V bh = e.div(task, e.i(panels));
+    V p = e.sub(e.i(panels - 1), e.rem(task, e.i(panels)));
+    return {bh, e.div(bh, e.i(s.heads)), e.rem(bh, e.i(s.heads)),
+            e.mul(p, panel)};
+  }
+  V rows(const Panel& p, int buffer, const AttentionView& v) {
+    V index = e.add(e.mul(p.b, v.batch), e.mul(p.h, v.head));
+    return e.at(e.buffer(buffer), e.add(index, e.mul(p.q0, v.row)), 2);
   }
 
   void kernel() {
     begin_pairs(e);
     const Layout at(s, panel);
-    const int64_t panels = (s.q_len + panel - 1) / panel;
     auto part = [&](int64_t bytes) { return e.at(e.scratch(), bytes, 1); };
-    // the last panels have most keys: they come first
-    V bh = e.div(e.task(), e.i(panels));
-    V p = e.sub(e.i(panels - 1), e.rem(e.task(), e.i(panels)));
-    V b = e.div(bh, e.i(s.heads)), h = e.rem(bh, e.i(s.heads));
-    V q0 = e.mul(p, panel), count = e.min(e.sub(e.i(s.q_len), q0), e.i(panel));
-    auto view = [&](int buffer, const AttentionView& v) {
-      V index = e.add(e.mul(b, v.batch), e.mul(h, v.head));
-      return e.at(e.buffer(buffer), e.add(index, e.mul(q0, v.row)), 2);
-    };
-    V q = view(0, s.q), o = view(3 + drop, s.o);
+    const Panel own = panel_of(e.task());
+    V bh = own.bh, b = own.b, h = own.h, q0 = own.q0;
+    V count = e.min(e.sub(e.i(s.q_len), q0), e.i(panel));
+    V q = rows(own, 0, s.q), o = rows(own, 3 + drop, s.o);
     V lse = e.at(e.buffer(4 + drop), e.add(e.mul(bh, s.q_len), q0));
     V kv = e.add(e.mul(b, s.kv_heads), e.div(h, e.i(s.heads / s.kv_heads)));
     V keys = e.at(e.buffer(5 + drop), e.mul(kv, packed.bytes), 1);
@@ -294,8 +392,11 @@ struct Forward {
     }
     V qt = part(at.q), st = part(at.s), pt = part(at.p), ot = part(at.o);
     V stats = part(at.stats);
-    auto stat = [&](Stat k) { return e.at(stats, k * panel); };
+    auto stat = [&](Stat k) { return this->stat(stats, k, 0); };
     V zero = e.i(0);
+    V next_q = rows(panel_of(e.add(e.task(), 1)), 0, s.q);
+    start_fetch(e, record(part(at.streams), kNextQ), next_q);
+    start_fetch(e, record(part(at.streams), kOutput), o);
 
     Fn pack = pack_columns_function(e, "pack", s.q.row, s.dim, s.scale < 0, 1);
     for (int j = 0; j < 2; ++j) {
@@ -313,7 +414,8 @@ struct Forward {
       key0 = e.load(DType::U32, e.buffer(3));
       key1 = e.load(DType::U32, e.at(e.buffer(3), 1));
     }
-    e.loop(from, to, kBlock, [&](V kb) {
+    Vs tiles = {st, e.at(st, kPairStep * ld, 1)};
+    e.loop(from, to, kBlock, tiles, [&](V kb, Vs tiles) {
       V rel = e.sub(kb, e.add(q0, shift)), left = e.sub(e.i(s.k_len), kb);
       PairRange r = pair_range(e, s, rel, left, kBlock);
       V k = e.at(keys, e.mul(kb, packed.row), 1);
@@ -324,16 +426,30 @@ struct Forward {
                  {e.at(part(at.keep), j * L),
                   e.add(e.add(row, j * L * s.k_len), kb), r.end, key0, key1});
       }
-      V outputs = e.select(e.eq(kb, from), zero, e.i(size.value_dim));
-      e.call(weights(),
-             {k, qt, st, pt, stats, part(at.keep), ot, rel, left, outputs,
-              r.first, r.low, e.max(r.low, r.whole), r.end});
+      V opens = e.eq(kb, from);
+      V outputs = e.select(opens, zero, e.i(size.value_dim));
+      V more = e.select(e.lt(e.add(kb, kBlock), to), e.i(1), zero);
+      e.if_(beside ? opens : e.i1(true), [&] {
+        V first = e.at(k, e.mul(r.first, packed.row), 1);
+        e.call(scores(), {first, qt, tiles[0]});
+      });
+      e.call(weights(), {k, qt, tiles[0], tiles[1], pt, stats, part(at.keep),
+                         ot, rel, left, outputs, r.first, r.low,
+                         e.max(r.low, r.whole), r.end, more});
       V vt = e.at(values_t, e.mul(kb, packed.vt.block / kKeyPanel), 1);
-      Vs args = {e.at(vt, r.first, 2), e.at(pt, e.mul(r.first, ld / 2), 1), ot,
-                 e.sub(r.end, r.first)};
+      Vs args = {e.at(vt, r.first, 2),
+                 e.at(pt, e.mul(r.first, ld / 2), 1),
+                 ot,
+                 e.sub(r.end, r.first),
+                 stat(kSum),
+                 part(at.streams)};
       e.if_(
-          e.eq(kb, from), [&] { e.call(values(true), args); },
+          opens, [&] { e.call(values(true), args); },
           [&] { e.call(values(false), args); });
+      V odd = e.and_(e.sub(r.end, r.first), e.i(kPairStep));
+      V even = e.eq(odd, zero);
+      return Vs{e.select(even, tiles[0], tiles[1]),
+                e.select(even, tiles[1], tiles[0])};
     });
     std::vector<int> in_order(L);
     std::iota(in_order.begin(), in_order.end(), 0);

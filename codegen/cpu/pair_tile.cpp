@@ -220,15 +220,13 @@ V power_origin(Emit& e, V b) {
   return e.fma(past, e.f(-kShare), n);
 }
 
-V power_pair(Emit& e, V low, V high) {
+// What the integers in the low halves stand for; `low` less what is the same in
+// all.
+static V power_of_integers(Emit& e, V low, V high) {
   auto shifted = [&](V x, int n) {
     return e.lshr(x, e.vec(Ty::I16, std::vector<int64_t>(32, n)));
   };
-  auto integer = [&](V x) { return e.bits(e.max(x, e.f(kIntegers)), Ty::I32); };
-  // what is not the integer is the same in all
-  V low_half = e.xor_(integer(low), e.bits(e.f(kIntegers), Ty::I32));
-  V n = e.or_(e.shl(integer(high), e.i32(16)), low_half);
-  n = e.revector(n, Ty::I16);
+  V n = e.revector(e.or_(e.shl(high, e.i32(16)), low), Ty::I16);
   // 1 + f stands for 2^f until here: less what that is too much
   std::vector<int64_t> excess;
   for (int k = 0; k < 64; ++k) {
@@ -238,6 +236,26 @@ V power_pair(Emit& e, V low, V high) {
   V at = shifted(n, kPowerBits - 6);
   n = e.sub_floor(n, e.lookup(excess, at));
   return e.revector(shifted(n, kPowerBits - kBf16Bits), Ty::I32);
+}
+
+V power_pair(Emit& e, V low, V high) {
+  V base = e.bits(e.f(kIntegers), Ty::I32);
+  auto integer = [&](V x) { return e.bits(e.max(x, e.f(kIntegers)), Ty::I32); };
+  return power_of_integers(e, e.xor_(integer(low), base), integer(high));
+}
+
+V power_pair_inside(Emit& e, V low, V high, V* outside) {
+  V base = e.bits(e.f(kIntegers), Ty::I32);
+  Vs x;
+  for (V v : {low, high}) {
+    x.push_back(e.xor_(e.bits(v, Ty::I32), base));
+    *outside = e.or_(*outside, x.back());
+  }
+  return power_of_integers(e, x[0], x[1]);
+}
+
+V power_outside(Emit& e, V outside) {
+  return e.ne(e.lshr(outside, e.i32(16)), e.zero(Ty::I32, 0));
 }
 
 V round_pair(Emit& e, V low, V high) {

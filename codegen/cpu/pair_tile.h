@@ -110,6 +110,10 @@ V exp2_coarse(Emit&, V x);
 inline constexpr double kPowerSteps = 512;
 V power_origin(Emit&, V b);
 V power_pair(Emit&, V low, V high);
+// The same in less instructions for powers from -127 to 0.99; `outside` gathers
+// where there are others, whose results are worthless.
+V power_pair_inside(Emit&, V low, V high, V* outside);
+V power_outside(Emit&, V outside);  // mask of those
 // Emit::pack_bf16_pair in fewer cycles; ties go away from zero, and of NaNs it
 // keeps those that arithmetic makes.
 V round_pair(Emit&, V low, V high);

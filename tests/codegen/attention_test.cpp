@@ -226,6 +226,32 @@ TEST_CASE("attention agrees with the definition") {
   }
 }
 
+// In tile registers most strips of keys are weighed as if no score was far from
+// the others.
+TEST_CASE("attention on bf16 weighs scores near and far") {
+  for (const Target& t : test_targets()) {
+    if (t.level != "native" && !long_tests()) continue;
+    auto causal = [&](int64_t length, int64_t dim, int64_t value_dim) {
+      AttentionSpec s =
+          make_spec(1, 2, 1, length, length + 32, dim, value_dim, true);
+      s.bf16 = true;
+      return s;
+    };
+    check(t, causal(700, 128, 128));
+    AttentionSpec s = causal(333, 96, 160);
+    check(t, s);
+    s.window = 300;
+    check(t, s);
+    for (double scale : {0.7, -4.0}) {
+      s = causal(400, 64, 96);
+      s.scale = scale;
+      check(t, s);
+      s.causal = false;
+      check(t, s);
+    }
+  }
+}
+
 // Sizes where f32 operands are split for tile registers if there are any.
 TEST_CASE("attention on split f32 agrees with the definition") {
   for (const Target& t : test_targets()) {

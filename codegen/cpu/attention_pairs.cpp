@@ -1,0 +1,84 @@
+#include "codegen/cpu/attention_pairs.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace moec {
+
+PairRange pair_range(Emit& e, const AttentionSpec& s, V rel, V left,
+                     int64_t room) {
+  const int64_t panel = panel_lanes(e.target());
+  V zero = e.i(0);
+  V end = e.min(ceil_to(e, left, kPairStep), e.i(room));
+  if (!s.causal)
+    return {zero, zero, e.min(floor_to(e, left, kPairStep), end), end};
+  auto keys = [&](int64_t n) { return e.sub(e.i(n), rel); };
+  PairRange r;
+  r.end = clamp(e, ceil_to(e, keys(panel), kPairStep), zero, end);
+  r.whole = clamp(e, floor_to(e, keys(1), kPairStep), zero, r.end);
+  r.low = r.first = zero;
+  if (s.window) {
+    r.first = clamp(e, floor_to(e, keys(1 - s.window), kPairStep), zero, r.end);
+    r.low =
+        clamp(e, ceil_to(e, keys(panel - s.window), kPairStep), zero, r.end);
+  }
+  return r;
+}
+
+V pair_seen(Emit& e, const AttentionSpec& s, V k, V rel, V left, int col) {
+  // under a causal mask keys past the last are past every query, too
+  if (s.causal) return lane_mask(e, s, e.add(rel, k), col);
+  return e.splat(e.lt(k, left));
+}
+
+Vs pair_maxima(Emit& e, const AttentionSpec& s, V scores, int64_t ld, V from,
+               V to, Vs best, V first, V rel, V left) {
+  const int rows = 8, L = e.lanes();
+  return e.loop(from, to, rows, std::move(best), [&](V i, Vs best) {
+    V p = e.at(scores, e.mul(i, ld), 1);
+    for (int j = 0; j < 2; ++j) {
+      Vs x;
+      for (int r = 0; r < rows; ++r) {
+        V at = e.at(p, r * ld + j * L * 4, 1);
+        x.push_back(e.vload(DType::F32, at));
+        if (!first) continue;
+        V key = e.add(e.add(first, i), r);
+        x[r] = e.select(pair_seen(e, s, key, rel, left, j), x[r],
+                        e.splat(e.f(-INFINITY)));
+        e.vstore(DType::F32, x[r], at);
+      }
+      for (int n = rows / 2; n; n /= 2)
+        for (int r = 0; r < n; ++r) x[r] = e.max(x[r + n], x[r]);
+      best[j] = e.max(x[0], best[j]);
+    }
+    return best;
+  });
+}
+
+Fn pack_columns_function(Emit& e, const std::string& name, int64_t stride,
+                         int64_t channels, bool negate, int planes) {
+  const int64_t ld = panel_lanes(e.target()) * 4;
+  return e.define(name, {Ty::Ptr, Ty::I64, Ty::I64, Ty::Ptr},
+                  [=, &e](const Vs& a) {
+                    PairRows rows{a[0], stride, a[1], channels, planes};
+                    pack_columns(e, rows, a[2], a[3], ld, negate);
+                  });
+}
+
+Fn unpack_columns_function(Emit& e, const std::string& name, int64_t stride,
+                           int64_t channels, const std::vector<int>& row_of,
+                           int planes) {
+  const DType dtype = planes > 1 ? DType::F32 : DType::BF16;
+  const int64_t ld = panel_lanes(e.target()) * 4;
+  return e.define(name, {Ty::Ptr, Ty::Ptr, Ty::Ptr, Ty::I64}, [&](const Vs& a) {
+    unpack_columns(e, a[0], ld, channels, e.vload(DType::F32, a[1]), a[2],
+                   stride, a[3], row_of, dtype);
+  });
+}
+
+double pair_factor(const AttentionSpec& s) {
+  // never 0, which would turn a mask's -inf into NaN
+  return std::max(std::fabs(s.scale) * kLog2e, 1e-30);
+}
+
+}  // namespace moec
