@@ -71,7 +71,7 @@ Fn MatmulBody::pair_tile(int64_t cols) {
     const int64_t rows = ceil_div(kPairStep, turns);  // a turn
     const int64_t lines = ceil_div(p.lines_ahead, parts);
     PairProduct m{x[0], a_row, x[1], ld, x[2], ld};
-    m.planes = p.planes, m.a_plane = kTileBytes;
+    m.planes = p.planes, m.a_plane = kTileBytes, m.fetch_a = true;
     if (p.a != MatmulPlan::A::Direct) m.a_step = kTileBytes * p.planes;
     m.stream_a = p.overlaps;
     const Vs here = moved(bases, x[5], x[6]);

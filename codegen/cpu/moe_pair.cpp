@@ -187,7 +187,7 @@ V PairExperts::take_operand(V record, V buffers, int64_t size, SplitKind kind,
   V now = split_job_operand(e, record, kind);
   SplitSource source = next;
   source.dst = e.select(e.eq(now, buffers), e.at(buffers, size, 1), buffers);
-  e.if_(more, [&] { start_split_job(e, record, source, turns); });
+  e.if_(more, [&] { start_split_job(e, record, kind, source, turns); });
   return now;
 }
 

@@ -199,7 +199,7 @@ struct Hidden : PairExperts {
     if (ahead) {
       SplitSource first = down_source(e.i(0));
       first.dst = part(at.turned);
-      start_split_job(e, part(at.job), first, e.i(1));
+      start_split_job(e, part(at.job), job, first, e.i(1));
     }
     for_features([&](V from, int64_t width) {
       for_blocks(width, [&](V block, V rows) {

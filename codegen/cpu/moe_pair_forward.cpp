@@ -203,7 +203,7 @@ struct Forward : PairExperts {
     if (ahead) {
       SplitSource first = up_source(w, e.i(0));
       first.dst = part(at.up);
-      start_split_job(e, part(at.job), first, e.i(1));
+      start_split_job(e, part(at.job), SplitKind::Rows, first, e.i(1));
     }
     for_features([&](V from, int64_t width) {
       const int64_t k = pair_padded(width);

@@ -230,7 +230,7 @@ struct Weights : PairExperts {
                            .pitch = e.i(2 * planes * strip)};
       };
       const SplitKind job = ahead ? SplitKind::Panels : SplitKind::None;
-      if (ahead) start_split_job(e, part(at.job), source(e.i(0)), e.i(1));
+      if (ahead) start_split_job(e, part(at.job), job, source(e.i(0)), e.i(1));
       for_blocks(s.hidden, [&](V f, V rows_here) {
         V a = features(f);
         if (ahead) {

@@ -47,9 +47,7 @@ void split_steps(Emit& e, const PairProduct& m, V a, V k) {
   constexpr int kHigh = 0, kMid = 1, kLow = 2;
   const int64_t plane_b = m.ldb * kPairStep / 2;
   V lda = e.i(m.lda), ldb = e.i(m.ldb);
-  V first = m.job ? split_job_begin(e, m.job) : nullptr;
   e.loop(e.i(0), k, kPairStep, [&](V x) {
-    int turn = 0;
     V left = e.at(a, e.mul(x, m.a_step / kPairStep), 1);
     V right = e.at(m.b, e.mul(x, plane_b * m.planes / kPairStep), 1);
     auto load_left = [&](int half, int plane) {
@@ -65,13 +63,14 @@ void split_steps(Emit& e, const PairProduct& m, V a, V k) {
       if (j < m.vectors)
         e.tile_dpbf16(kSums + 2 * i + j, kLeft + i, kRight + j);
     };
-    int pairs = 0, line = 0;
+    int pairs = 0, line = 0, turns = 0;
     constexpr int kStepPairs = kSplitPlanes * int(kPairStep) / 2;
     constexpr int kShare = 32 * kSplitPlanes / 12;  // lines of each operand
     auto fetch = [&] {
       for (int end = line + kShare; line < end; ++line) {
         const int row = line / kSplitPlanes, plane = line % kSplitPlanes;
-        e.prefetch(e.at(left, m.a_step + plane * m.a_plane + row * m.lda, 1));
+        V next_a = e.at(left, m.a_step + plane * m.a_plane + row * m.lda, 1);
+        if (m.fetch_a) e.prefetch(next_a);
         e.prefetch(
             e.at(right, (line / 2 + kStepPairs) * m.ldb + line % 2 * 64, 1));
       }
@@ -87,9 +86,8 @@ void split_steps(Emit& e, const PairProduct& m, V a, V k) {
         if (next_left >= 0) load_left(outer, next_left);
         if (m.beside && ++pairs % 3 == 0) m.beside(x, pairs / 3 - 1);
       }
-      if (!m.job) return;
-      V turns = e.mul(e.lshr(x, e.i(5)), kSplitTurns);
-      split_job_turn(e, m.job, m.job_kind, first, e.add(turns, turn++));
+      if (m.job && ++turns % (6 / kSplitTurns) == 0)
+        split_job_turn(e, m.job, m.job_kind);
     };
     for (int half = 0; half < 2; ++half)
       load_left(half, kHigh), load_right(half, kLow);
@@ -100,8 +98,6 @@ void split_steps(Emit& e, const PairProduct& m, V a, V k) {
     products(kHigh, -1);  // low high
     products(-1, -1);     // high high
   });
-  if (m.job)
-    split_job_end(e, m.job, first, e.mul(e.lshr(k, e.i(5)), kSplitTurns));
 }
 
 void product_in_tiles(Emit& e, const PairProduct& m, V rows, V k,

@@ -47,6 +47,9 @@ struct PairProduct {
   // Of A's planes: how many, and bytes from one to the next.
   int planes = 1;
   int64_t a_plane = 2 * kPairStep;
+  // With planes: whether A's lines are asked for ahead, as B's are, because
+  // they come from beyond the second cache.
+  bool fetch_a = false;
   // With planes: the record of what is split beside (split_job.h), or null.
   V job = nullptr;
   SplitKind job_kind = SplitKind::None;

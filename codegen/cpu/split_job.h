@@ -8,9 +8,9 @@
 
 namespace moec {
 
-inline constexpr int64_t kSplitJobBytes = 128;
+inline constexpr int64_t kSplitJobBytes = 192;
 // Times that a product in planes looks at its job, for 32 elements of the sum.
-inline constexpr int64_t kSplitTurns = 6;
+inline constexpr int64_t kSplitTurns = 3;
 
 // How 32 rows of f32 lie that become a left operand.
 enum class SplitKind : uint8_t {
@@ -30,7 +30,7 @@ struct SplitSource {
   V dst;
   // Of Turned: room for f32 [row][k].
   V turned = nullptr;
-  // Bytes between rows of dst, if not 6 * length.
+  // Of Panels: bytes between rows of dst, otherwise 6 * length.
   V pitch = nullptr;
 };
 
@@ -38,13 +38,10 @@ struct SplitSource {
 SplitSource select_source(Emit&, V first, const SplitSource&,
                           const SplitSource& otherwise);
 // Sets the record up, to be done in `turns` turns of products.
-void start_split_job(Emit&, V record, const SplitSource&, V turns);
+void start_split_job(Emit&, V record, SplitKind, const SplitSource&, V turns);
 // Does what the products have left over and returns the operand.
-V split_job_operand(Emit&, V record, SplitKind kind);
-// Turn number `turn` of a product; `first` as the record had it before.
-void split_job_turn(Emit&, V record, SplitKind kind, V first, V turn);
-// Of a product with so many turns, before and after it.
-V split_job_begin(Emit&, V record);
-void split_job_end(Emit&, V record, V first, V turns);
+V split_job_operand(Emit&, V record, SplitKind);
+// A turn of a product.
+void split_job_turn(Emit&, V record, SplitKind);
 
 }  // namespace moec
