@@ -80,6 +80,8 @@ ordered_json to_json(const FuseFlags& o, const std::string& dtype,
     j["run_loss_rel_diff"] = b.run.loss;
     j["run_grad_rel_diff"] = b.run.grad;
     j["run_grad_of"] = b.run.grad_of;
+    j["run_moved_tokens"] = b.run.moved_tokens;
+    j["run_settled_grad_rel_diff"] = b.run.settled_grad;
     j["free_loss_rel_diff"] = b.run.free_loss;
     j["free_control_rel_diff"] = b.run.control_loss;
   }
@@ -165,6 +167,11 @@ void run_fuse(FuseFlags& o) {
     fmt::print(
         "at {} points of a run: loss {:.1e}, gradients up to {:.1e} ({})\n",
         o.fuse.run.points, b.run.loss, b.run.grad, b.run.grad_of);
+  if (b.run.moved_points > 0)
+    fmt::print(
+        "{} token(s), their experts nearly tied, have others there at {} of "
+        "them;\nat the rest gradients differ by up to {:.1e}\n",
+        b.run.moved_tokens, b.run.moved_points, b.run.settled_grad);
   if (o.fuse.run.free_steps > 0)
     fmt::print(
         "each on its own for {} steps: losses {:.1e} apart, {:.4f} to {:.4f};\n"

@@ -44,6 +44,21 @@ void disturb(State& state, const dsl::Parameters& params) {
   }
 }
 
+// Tokens whose experts are not the same; routes [..., top_k].
+i64 moved(std::span<const int32_t> a, std::span<const int32_t> b, i64 top_k) {
+  i64 n = 0;
+  for (size_t at = 0; at < a.size(); at += size_t(top_k)) {
+    auto sorted = [&](std::span<const int32_t> routes) {
+      auto choices = routes.subspan(at, size_t(top_k));
+      std::vector<int32_t> s(choices.begin(), choices.end());
+      std::ranges::sort(s);
+      return s;
+    };
+    n += sorted(a) != sorted(b);
+  }
+  return n;
+}
+
 double relative(double a, double b) {
   return std::abs(a - b) / std::max(std::abs(b), 1e-30);
 }
@@ -96,8 +111,13 @@ FusionCheck check_fusion(const Config& config, const EngineOptions& a,
     Function step = first.compile(train_step_function(model));
     Function grads[] = {first.compile(grad_function(model, t.batch, t.seq)),
                         second.compile(grad_function(model, t.batch, t.seq))};
+    std::vector<Function> routes;
+    if (config.num_moe_layers() > 0)
+      for (Engine* e : {&first, &second})
+        routes.push_back(e->compile(routes_function(model, t.batch, t.seq)));
     step.bind(state);
     for (auto& f : grads) f.bind(state);
+    for (auto& f : routes) f.bind(state);
     for (i64 i = 0; i <= (o.points - 1) * o.every; ++i) {
       if (i % o.every == 0) {
         for (auto& f : grads) {
@@ -115,6 +135,19 @@ FusionCheck check_fusion(const Config& config, const EngineOptions& a,
         double before = r.grad;
         raise(r.grad, d.value);
         if (r.grad != before) r.grad_of = d.of;
+        i64 elsewhere = 0;
+        if (!routes.empty()) {
+          for (auto& f : routes) {
+            std::ranges::copy(grads[0].input<int32_t>("tokens"),
+                              f.input<int32_t>("tokens").begin());
+            f.run();
+          }
+          elsewhere =
+              moved(routes[0].output<int32_t>("routes"),
+                    routes[1].output<int32_t>("routes"), config.moe.top_k);
+        }
+        r.moved_tokens += elsewhere, r.moved_points += elsewhere > 0;
+        if (!elsewhere) raise(r.settled_grad, d.value);
       }
       train(step, config, text, i);
       r.last_loss = step.output<float>("loss")[0];

@@ -19,6 +19,11 @@ struct FusionCheck {
   // each parameter ‖Δ‖ / ‖g‖.
   double loss = 0, grad = 0;
   std::string grad_of;
+  // Points where some token, its experts nearly tied, has others in `b`, and
+  // how many tokens in all layers and points; the largest gradient difference
+  // of the other points.
+  i64 moved_points = 0, moved_tokens = 0;
+  double settled_grad = 0;
   // Of each on its own: the largest |Δ| / |loss| of a step.
   double free_loss = 0;
   double control_loss = 0;  // the same of `a` from weights an ulp off

@@ -38,6 +38,8 @@ TEST_CASE("fused training agrees with unfused and with doubles") {
     CHECK(r.last_loss < r.first_loss);
     CHECK(r.loss < 1e-5);
     CHECK(r.grad < 1e-4);
+    CHECK(r.settled_grad == r.grad);
+    CHECK(r.moved_tokens == 0);
     CHECK(r.free_loss < 1e-3);
     for (const EngineOptions& o : {fused, form("off", "grouped")}) {
       r = check_fusion(c, o, form("off", "dense", "ref64"), {.points = 1});
@@ -66,6 +68,7 @@ TEST_CASE("in bf16 the gradients of every form are near those of f32") {
       INFO("gradient of ", r.grad_of, " ", r.grad, ", loss ", r.loss);
       CHECK(r.loss < 1e-3);
       CHECK(r.grad < 0.02);
+      CHECK(r.moved_tokens == 0);  // in another order at most
     }
 }
 
