@@ -191,6 +191,32 @@ V PairExperts::take_operand(V record, V buffers, int64_t size, SplitKind kind,
   return now;
 }
 
+void PairExperts::start_weights(const WeightBlocks& w) {
+  SplitSource first = w.features(e.i(0));
+  first.dst = w.buffers;
+  start_split_job(e, w.record, w.kind, first, e.i(1));
+}
+
+V PairExperts::take_features(const WeightBlocks& w, V from, int64_t width,
+                             V block, V turns) {
+  V next = e.add(block, kPairStep);
+  SplitSource source =
+      select_source(e, e.lt(next, e.i(width)), w.features(e.add(from, next)),
+                    w.channels(e.i(0), from, width));
+  return take_operand(w.record, w.buffers, weights_bytes(s, fit), w.kind,
+                      source, e.i1(true), turns);
+}
+
+V PairExperts::take_channels(const WeightBlocks& w, V from, int64_t width, V c,
+                             V turns) {
+  V next = e.add(c, kPairStep), end = e.add(from, width);
+  V here = e.lt(next, e.i(s.dim)), more = e.lt(end, e.i(s.hidden));
+  SplitSource source =
+      select_source(e, here, w.channels(next, from, width), w.features(end));
+  return take_operand(w.record, w.buffers, weights_bytes(s, fit), w.kind,
+                      source, e.or_(here, more), turns);
+}
+
 Fn PairExperts::product(int64_t width, bool accumulate, int64_t a_step,
                         SplitKind job, int64_t fetch, int vectors) {
   std::string name = "product" + std::to_string(width) + "_" +

@@ -91,6 +91,18 @@ struct PairExperts {
   // `more` holds.
   V take_operand(V record, V buffers, int64_t size, SplitKind kind,
                  const SplitSource& next, V more, V turns);
+  // A task's operands in their order: for each block of features those of 32
+  // features, then those of 32 channels.
+  struct WeightBlocks {
+    V record, buffers;
+    SplitKind kind;
+    std::function<SplitSource(V feature)> features;
+    std::function<SplitSource(V channel, V from, int64_t width)> channels;
+  };
+  void start_weights(const WeightBlocks&);
+  // That of the features from `from + block` on, or the channels from `c` on.
+  V take_features(const WeightBlocks&, V from, int64_t width, V block, V turns);
+  V take_channels(const WeightBlocks&, V from, int64_t width, V c, V turns);
   // Turns of `products` products over k, each of all the task's panels.
   V split_turns(const ExpertTask&, int64_t k, int64_t products);
   // Bytes of one for weights.

@@ -176,39 +176,30 @@ struct Hidden : PairExperts {
       start(t, first, valid, g, e.at(part(at.w), first),
             e.at(part(at.dw), first));
     });
-    auto down_source = [&](V f) {
-      SplitSource x = weights(e.at(w_down, f), nullptr, s.hidden, s.dim);
-      x.turned = part(at.columns);
-      return x;
-    };
-    auto up_source = [&](V from, V c, int64_t width) {
-      V first = e.add(e.mul(from, s.dim), c);
-      SplitSource x =
-          weights(e.at(w_up, first), gated ? e.at(w_gate, first) : nullptr,
-                  s.dim, width);
-      x.turned = part(at.columns);
-      return x;
-    };
-    auto take = [&](const SplitSource& next, V more, int64_t k,
-                    int64_t products) {
-      return take_operand(part(at.job), part(at.turned), weights_bytes(s, fit),
-                          SplitKind::Turned, next, more,
-                          split_turns(t, k, products));
-    };
+    const WeightBlocks blocks = {
+        part(at.job), part(at.turned), SplitKind::Turned,
+        [&](V feature) {
+          SplitSource x =
+              weights(e.at(w_down, feature), nullptr, s.hidden, s.dim);
+          x.turned = part(at.columns);
+          return x;
+        },
+        [&](V channel, V from, int64_t width) {
+          V first = e.add(e.mul(from, s.dim), channel);
+          SplitSource x =
+              weights(e.at(w_up, first), gated ? e.at(w_gate, first) : nullptr,
+                      s.dim, width);
+          x.turned = part(at.columns);
+          return x;
+        }};
     const SplitKind job = ahead ? SplitKind::Turned : SplitKind::None;
-    if (ahead) {
-      SplitSource first = down_source(e.i(0));
-      first.dst = part(at.turned);
-      start_split_job(e, part(at.job), job, first, e.i(1));
-    }
+    if (ahead) start_weights(blocks);
     for_features([&](V from, int64_t width) {
       for_blocks(width, [&](V block, V rows) {
         V f = e.add(from, block), down = turned;
         if (ahead) {
-          V here = e.lt(e.add(block, kPairStep), e.i(width));
-          down = take(select_source(e, here, down_source(e.add(f, kPairStep)),
-                                    up_source(from, e.i(0), width)),
-                      e.i1(true), dim, 1);
+          down =
+              take_features(blocks, from, width, block, split_turns(t, dim, 1));
         } else {
           call_turn(s.dim, width, s.hidden, e.at(w_down, from, size), block,
                     turned);
@@ -232,12 +223,8 @@ struct Hidden : PairExperts {
       for_blocks(s.dim, [&](V c, V) {
         V up_rows = turned, gate_rows = part(at.turned_gate);
         if (ahead) {
-          V next_c = e.add(c, kPairStep), next_f = e.add(from, width);
-          V here = e.lt(next_c, e.i(s.dim));
-          up_rows =
-              take(select_source(e, here, up_source(from, next_c, width),
-                                 down_source(next_f)),
-                   e.or_(here, e.lt(next_f, e.i(s.hidden))), k, gated ? 2 : 1);
+          up_rows = take_channels(blocks, from, width, c,
+                                  split_turns(t, k, gated ? 2 : 1));
           gate_rows = e.at(up_rows, kPairStep * 2 * planes * k, 1);
         } else {
           call_turn(width, s.dim, s.dim, e.at(w_up, rows, size), c, up_rows);

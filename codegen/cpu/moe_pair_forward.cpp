@@ -133,16 +133,18 @@ struct Forward : PairExperts {
   struct Weights {
     V up, gate, down;
   };
-  // Rows of W_up and W_gate from feature f on.
-  SplitSource up_source(const Weights& w, V f) {
-    V row = e.mul(f, s.dim);
-    return weights(e.at(w.up, row), gated ? e.at(w.gate, row) : nullptr, s.dim,
-                   s.dim);
-  }
-  // Rows of W_down from channel c on, `width` features.
-  SplitSource down_source(const Weights& w, V c, V from, int64_t width) {
-    return weights(e.at(w.down, e.add(e.mul(c, s.hidden), from)), nullptr,
-                   s.hidden, width);
+  WeightBlocks blocks(const Weights& w) {
+    const Layout at(s, fit);
+    return {part(at.job), part(at.up), SplitKind::Rows,
+            [=, this](V feature) {
+              V row = e.mul(feature, s.dim);
+              return weights(e.at(w.up, row),
+                             gated ? e.at(w.gate, row) : nullptr, s.dim, s.dim);
+            },
+            [=, this](V channel, V from, int64_t width) {
+              V first = e.add(e.mul(channel, s.hidden), from);
+              return weights(e.at(w.down, first), nullptr, s.hidden, width);
+            }};
   }
 
   // Features from `from` on of all panels: H, and A as pairs.
@@ -154,13 +156,8 @@ struct Forward : PairExperts {
       V f = e.add(from, block), row = e.mul(f, row_length(s.dim));
       V up_rows, gate_rows;
       if (ahead) {
-        V more = e.lt(e.add(block, kPairStep), e.i(width));
-        SplitSource next = up_source(w, e.add(f, kPairStep));
-        next =
-            select_source(e, more, next, down_source(w, e.i(0), from, width));
-        up_rows = take_operand(part(at.job), part(at.up), weights_bytes(s, fit),
-                               SplitKind::Rows, next, e.i1(true),
-                               split_turns(t, dim, gated ? 2 : 1));
+        up_rows = take_features(blocks(w), from, width, block,
+                                split_turns(t, dim, gated ? 2 : 1));
       } else {
         up_rows =
             weight_rows(e.at(w.up, row, size), rows, s.dim, s.dim, part(at.up));
@@ -200,11 +197,7 @@ struct Forward : PairExperts {
       e.call(gather(), {buffer(B::X), perm, valid,
                         e.at(part(at.x), e.mul(number, x_panel), 1)});
     });
-    if (ahead) {
-      SplitSource first = up_source(w, e.i(0));
-      first.dst = part(at.up);
-      start_split_job(e, part(at.job), SplitKind::Rows, first, e.i(1));
-    }
+    if (ahead) start_weights(blocks(w));
     for_features([&](V from, int64_t width) {
       const int64_t k = pair_padded(width);
       up_and_gate(t, w, from, width);
@@ -212,15 +205,8 @@ struct Forward : PairExperts {
         const int64_t stride = row_length(s.hidden);
         V down_rows;
         if (ahead) {
-          V next_c = e.add(c, kPairStep), next_f = e.add(from, width);
-          V here = e.lt(next_c, e.i(s.dim));
-          SplitSource next =
-              select_source(e, here, down_source(w, next_c, from, width),
-                            up_source(w, next_f));
-          down_rows = take_operand(part(at.job), part(at.up),
-                                   weights_bytes(s, fit), SplitKind::Rows, next,
-                                   e.or_(here, e.lt(next_f, e.i(s.hidden))),
-                                   split_turns(t, k, 1));
+          down_rows =
+              take_channels(blocks(w), from, width, c, split_turns(t, k, 1));
         } else {
           V first_row = e.at(w.down, e.add(e.mul(c, stride), from), size);
           down_rows =
