@@ -323,6 +323,12 @@ V Emit::slice(V v, int from, int w) {
   return shuffle(v, nullptr, idx);
 }
 
+V Emit::opaque(V v) {
+  V x = bits(v, Ty::F32);
+  x = p_->b.CreateArithmeticFence(x, x->getType());
+  return is_float(v) ? x : bits(x, Ty::I32);
+}
+
 namespace {
 
 // Elements of x and y picked within each 128-bit lane of four elements; an
@@ -362,6 +368,7 @@ Vs Emit::transpose(Vs rows) {
     t[g + 3] = in_lanes(*this, b, d, {2, 3, 6, 7});
   }
   if (n == 4) return t;
+  for (V& x : t) x = opaque(x);
   // then the lanes themselves: a 2x2 or 4x4 transpose of whole lanes
   Vs out(n);
   for (int c = 0; c < 4; ++c) {

@@ -146,8 +146,11 @@ class Emit {
   V concat(V low, V high);
   V slice(V, int from, int width);  // lanes from .. from+width-1
   Vs transpose(Vs);                 // n vectors of n lanes, n = 4, 8 or 16
-  V hsum(V);                        // pairwise tree: halves added, log2 rounds
-  V hmax(V);                        // NaN in any lane gives NaN
+  // v, of 32-bit lanes; how it was made is hidden from instruction selection,
+  // which else looks for patterns through whole networks of operations: slow.
+  V opaque(V v);
+  V hsum(V);  // pairwise tree: halves added, log2 rounds
+  V hmax(V);  // NaN in any lane gives NaN
   V hmin(V);
   V any(V mask);               // i1
   V mask(V n, int width = 0);  // first n lanes (i64, any sign) as i1 vector

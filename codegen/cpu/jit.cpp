@@ -68,34 +68,46 @@ std::unique_ptr<TargetMachine> make_machine(const Target& t) {
       CodeGenOptLevel::Less, /*JIT=*/true));
 }
 
-// A kernel's module; the context must outlive it.
-std::unique_ptr<Module> build(LLVMContext& ctx, TargetMachine& tm,
-                              const Target& t, const KernelSpec& spec,
-                              const std::string& symbol) {
-  auto m = std::make_unique<Module>(symbol, ctx);
-  m->setTargetTriple(kTriple);
-  m->setDataLayout(tm.createDataLayout());
-  Emit e(*m, t, symbol);
-  spec.emit(e);
-  e.finish();
-  std::string why;
-  raw_string_ostream os(why);
-  if (verifyModule(*m, &os))
-    internal_error(__FILE__, __LINE__, "kernel IR does not verify",
-                   spec.key + ": " + why);
-  return m;
-}
+// Writes kernels' code, one after the other: setting up LLVM's passes costs as
+// much as a small kernel. Not thread-safe.
+class Compiler {
+ public:
+  Compiler(const Target& t, CodeGenFileType type)
+      : target_(t), machine_(make_machine(t)) {
+    if (machine_->addPassesToEmitFile(passes_, stream_, nullptr, type))
+      internal_error(__FILE__, __LINE__, "no object emission", "");
+  }
 
-SmallVector<char, 0> codegen(Module& m, TargetMachine& tm,
-                             CodeGenFileType type) {
-  SmallVector<char, 0> out;
-  raw_svector_ostream os(out);
-  legacy::PassManager pm;
-  if (tm.addPassesToEmitFile(pm, os, nullptr, type))
-    internal_error(__FILE__, __LINE__, "no object emission", "");
-  pm.run(m);
-  return out;
-}
+  std::unique_ptr<Module> build(const KernelSpec& spec,
+                                const std::string& symbol) {
+    auto m = std::make_unique<Module>(symbol, context_);
+    m->setTargetTriple(kTriple);
+    m->setDataLayout(machine_->createDataLayout());
+    Emit e(*m, target_, symbol);
+    spec.emit(e);
+    e.finish();
+    std::string why;
+    raw_string_ostream os(why);
+    if (verifyModule(*m, &os))
+      internal_error(__FILE__, __LINE__, "kernel IR does not verify",
+                     spec.key + ": " + why);
+    return m;
+  }
+
+  std::string code(Module& m) {
+    out_.clear();
+    passes_.run(m);
+    return std::string(out_.data(), out_.size());
+  }
+
+ private:
+  const Target& target_;
+  LLVMContext context_;
+  std::unique_ptr<TargetMachine> machine_;
+  SmallVector<char, 0> out_;
+  raw_svector_ostream stream_{out_};
+  legacy::PassManager passes_;
+};
 
 // All functions of a kernel's object, of which `symbol` lies at `address`, into
 // /tmp/perf-PID.map, which `perf report` reads by itself.
@@ -141,7 +153,7 @@ struct KernelLibrary::Impl {
                        LLVM_VERSION_STRING, kCodeVersion);
   }
   std::string symbol(const KernelSpec& s) const;
-  std::string compile(TargetMachine&, const KernelSpec&) const;
+  std::string compile(Compiler&, const KernelSpec&) const;
   void link(const std::vector<std::string>& objects,
             const std::vector<std::string>& symbols,
             std::vector<KernelFn>& out);
@@ -162,14 +174,12 @@ std::string KernelLibrary::Impl::symbol(const KernelSpec& s) const {
   return name + "_" + hash_text(s.key).hex().substr(0, 16);
 }
 
-std::string KernelLibrary::Impl::compile(TargetMachine& tm,
+std::string KernelLibrary::Impl::compile(Compiler& compiler,
                                          const KernelSpec& spec) const {
-  LLVMContext ctx;
-  auto m = build(ctx, tm, target, spec, symbol(spec));
-  auto object = codegen(*m, tm, CodeGenFileType::ObjectFile);
-  std::string text(object.data(), object.size());
-  cache.save(cache_key(spec), text);
-  return text;
+  auto m = compiler.build(spec, symbol(spec));
+  std::string object = compiler.code(*m);
+  cache.save(cache_key(spec), object);
+  return object;
 }
 
 void KernelLibrary::Impl::link(const std::vector<std::string>& objects,
@@ -237,15 +247,14 @@ std::vector<KernelFn> KernelLibrary::get(std::span<const KernelSpec> specs,
       missing.push_back(i);
   }
 
-  // A TargetMachine is not thread-safe: one per thread, made once.
   std::atomic<size_t> next{0};
   std::exception_ptr error;
   std::mutex error_mutex;
   auto work = [&] {
     try {
-      auto tm = make_machine(p_->target);
+      Compiler compiler(p_->target, CodeGenFileType::ObjectFile);
       for (size_t k; (k = next++) < missing.size();)
-        objects[missing[k]] = p_->compile(*tm, *fresh[missing[k]]);
+        objects[missing[k]] = p_->compile(compiler, *fresh[missing[k]]);
     } catch (...) {
       std::lock_guard guard(error_mutex);
       if (!error) error = std::current_exception();
@@ -285,20 +294,15 @@ std::string KernelLibrary::symbol(const KernelSpec& s) const {
 }
 
 std::string KernelLibrary::llvm_ir(const KernelSpec& s) const {
-  LLVMContext ctx;
-  auto tm = make_machine(p_->target);
-  auto m = build(ctx, *tm, p_->target, s, p_->symbol(s));
+  Compiler compiler(p_->target, CodeGenFileType::Null);
   std::string text;
-  raw_string_ostream(text) << *m;
+  raw_string_ostream(text) << *compiler.build(s, p_->symbol(s));
   return text;
 }
 
 std::string KernelLibrary::assembly(const KernelSpec& s) const {
-  LLVMContext ctx;
-  auto tm = make_machine(p_->target);
-  auto m = build(ctx, *tm, p_->target, s, p_->symbol(s));
-  auto text = codegen(*m, *tm, CodeGenFileType::AssemblyFile);
-  return std::string(text.data(), text.size());
+  Compiler compiler(p_->target, CodeGenFileType::AssemblyFile);
+  return compiler.code(*compiler.build(s, p_->symbol(s)));
 }
 
 std::string default_cache_dir() {

@@ -145,36 +145,31 @@ struct Pack {
     });
   }
 
-  // The same in planes, by blocks of 2 L elements along k that end in zeros.
+  // The same in planes, by blocks of L elements along k; steps end in zeros.
   void transposed_planes(V src, V dst, V kk, int64_t pitch, int64_t cols) {
-    auto block = [&](int64_t cols, bool whole) {
-      std::string name = "split" + std::to_string(cols) + (whole ? "" : "part");
-      return e.define(name, {Ty::Ptr, Ty::Ptr, Ty::I64}, [&](const Vs& a) {
-        for (int half = 0; half < 2; ++half) {
-          V mask = whole ? nullptr : e.mask(e.add(a[2], -half * L), L);
-          Vs x;
-          for (int64_t c = 0; c < L; ++c) {
-            V p = element(a[0], e.i(c * across + half * L));
-            x.push_back(c < cols ? e.vload(o.dtype, p, mask, L)
-                                 : e.zero(Ty::F32, L));
-          }
-          x = e.transpose(x);
-          for (int r = 0; r < L; r += 2)
-            store(split_pair(e, x[r], x[r + 1]),
-                  e.at(a[1], (half * L + r) / 2 * pitch), L * pitch, 4 * L);
-        }
+    auto block = [&](int64_t cols) {
+      const std::vector<Ty> params = {Ty::Ptr, Ty::Ptr, Ty::I64};
+      return e.define("split" + std::to_string(cols), params, [&](const Vs& a) {
+        V mask = e.mask(a[2], L);
+        Vs x;
+        for (int64_t c = 0; c < L; ++c)
+          x.push_back(
+              c < cols
+                  ? e.vload(o.dtype, element(a[0], e.i(c * across)), mask, L)
+                  : e.zero(Ty::F32, L));
+        x = e.transpose(x);
+        for (int r = 0; r < L; r += 2)
+          store(split_pair(e, x[r], x[r + 1]), e.at(a[1], r / 2 * pitch),
+                L * pitch, 4 * L);
       });
     };
-    const int64_t tail = cols % L;
-    e.loop(e.i(0), kk, 2 * L, [&](V k) {
-      V t = e.at(dst, e.mul(k, pitch * planes / 2)), left = e.sub(kk, k);
-      for (int64_t g = 0; g < cols; g += L) {
-        const int64_t n = cols - g >= L ? L : tail;
-        Vs args{element(src, e.add(k, g * across)), e.at(t, g), left};
-        e.if_(
-            e.ge(left, e.i(2 * L)), [&] { e.call(block(n, true), args); },
-            [&] { e.call(block(n, false), args); });
-      }
+    V end = e.and_(e.add(kk, 2 * L - 1), e.i(-2 * L));
+    e.loop(e.i(0), end, L, [&](V k) {
+      V step = e.mul(e.and_(k, e.i(-2 * L)), pitch * planes / 2);
+      V t = e.at(dst, e.add(step, e.mul(e.and_(k, e.i(L)), pitch / 2)));
+      for (int64_t g = 0; g < cols; g += L)
+        e.call(block(std::min<int64_t>(cols - g, L)),
+               {element(src, e.add(k, g * across)), e.at(t, g), e.sub(kk, k)});
     });
   }
 

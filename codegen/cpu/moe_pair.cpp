@@ -76,17 +76,17 @@ Fn PairExperts::gather() {
   return e.define("gather", params, [&](const Vs& a) {
     const int L = e.lanes();
     V last = e.add(a[2], -1);
-    for (int half = 0; half < 2; ++half) {
+    e.loop(e.i(0), e.i(kPanel), L, [&](V first) {
       Vs rows;
       for (int r = 0; r < L; ++r) {
-        V slot = e.min(e.i(half * L + r), last);
+        V slot = e.min(e.add(first, r), last);
         V choice = e.load(DType::I32, e.at(a[1], slot));
         V token = e.udiv(e.zext(choice, Ty::I64), e.i(s.top_k));
         rows.push_back(e.at(a[0], e.mul(token, s.dim), size));
       }
-      pack_columns(e, rows, s.dim, e.at(a[3], half * L), 4 * kPanel, false,
+      pack_columns(e, rows, s.dim, e.at(a[3], first), 4 * kPanel, false,
                    planes);
-    }
+    });
   });
 }
 

@@ -110,20 +110,17 @@ void pack_columns(Emit& e, const Vs& src, int64_t channels, V dst, int64_t ld,
                   bool negate, int planes) {
   const int L = e.lanes();
   if (planes > 1)
-    return for_channels(e, channels, 2 * L, [&](V c, int64_t n) {
-      V to = e.at(dst, e.mul(c, kSplitPlanes * ld / 2), 1);
-      for (int half = 0; half < 2; ++half) {
-        Vs x;
-        for (V p : src) {
-          V v = load_f32(e, e.at(e.at(p, c), half * L), n - half * L);
-          x.push_back(negate ? e.neg(v) : v);
-        }
-        x = e.transpose(x);
-        for (int k = 0; k < L; k += 2)
-          store_planes(e, split_pair(e, x[k], x[k + 1]),
-                       e.at(to, (half * L + k) / 2 * ld, 1), kPairStep / 2 * ld,
-                       4);
+    return for_channels(e, channels, L, [&](V c, int64_t n) {
+      V to = pair_line(e, dst, c, ld);
+      Vs x;
+      for (V p : src) {
+        V v = load_f32(e, e.at(p, c), n);
+        x.push_back(negate ? e.neg(v) : v);
       }
+      x = e.transpose(x);
+      for (int k = 0; k < L; k += 2)
+        store_planes(e, split_pair(e, x[k], x[k + 1]), e.at(to, k / 2 * ld, 1),
+                     kPairStep / 2 * ld, 4);
     });
   for_channels(e, channels, 2 * L, [&](V c, int64_t n) {
     V to = e.at(dst, e.mul(c, ld / 2), 1);

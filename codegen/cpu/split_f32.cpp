@@ -5,8 +5,10 @@ namespace moec {
 Vs split_f32(Emit& e, V x) {
   auto rounded = [&](V v) {
     V up = e.add(e.bits(v, Ty::I32), e.i32(0x8000));
-    return e.bits(e.and_(up, e.i32(int64_t(0xffff0000))), Ty::F32);
+    V kept = e.and_(up, e.i32(int64_t(0xffff0000)));
+    return e.opaque(e.bits(kept, Ty::F32));
   };
+  x = e.opaque(x);
   V high = rounded(x), rest = e.sub(x, high);
   V mid = rounded(rest);
   return {high, mid, e.sub(rest, mid)};
