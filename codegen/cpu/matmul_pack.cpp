@@ -145,31 +145,51 @@ struct Pack {
     });
   }
 
-  // The same in planes, by blocks of L elements along k; steps end in zeros.
+  // Calls block(src, stride, dst), which turns `lines` lines of `width`
+  // elements, `stride` elements apart; of the lines and elements there are so
+  // many left. What is not whole is completed by zeros in a place of its own.
+  void call_block(Fn block, int lines, int width, V src, int64_t stride,
+                  V lines_left, V left, V dst) {
+    std::vector<Ty> params = {Ty::Ptr, Ty::I64, Ty::I64, Ty::Ptr};
+    const std::string name = "part" + std::to_string(lines);
+    Fn part = e.define(name, params, [&](const Vs& a) {
+      V room = e.local(int64_t(lines) * width * size);
+      e.loop(e.i(0), e.i(lines), 1, [&](V line) {
+        for (int at = 0; at < width; at += L) {
+          V mask =
+              e.and_(e.mask(e.add(a[2], -at), L), e.splat(e.lt(line, a[1]), L));
+          V p = element(a[0], e.add(e.mul(line, stride), at));
+          e.vstore(o.dtype, e.vload(o.dtype, p, mask, L),
+                   element(room, e.add(e.mul(line, width), at)));
+        }
+      });
+      e.call(block, {room, e.i(width), a[3]});
+    });
+    e.if_(
+        e.and_(e.ge(lines_left, e.i(lines)), e.ge(left, e.i(width))),
+        [&] { e.call(block, {src, e.i(stride), dst}); },
+        [&] { e.call(part, {src, lines_left, left, dst}); });
+  }
+
+  // The same in planes, by blocks of 2 L elements along k that end in zeros.
   void transposed_planes(V src, V dst, V kk, int64_t pitch, int64_t cols) {
-    auto block = [&](int64_t cols) {
-      const std::vector<Ty> params = {Ty::Ptr, Ty::Ptr, Ty::I64};
-      return e.define("split" + std::to_string(cols), params, [&](const Vs& a) {
-        V mask = e.mask(a[2], L);
+    Fn split = e.define("split", {Ty::Ptr, Ty::I64, Ty::Ptr}, [&](const Vs& a) {
+      e.loop(e.i(0), e.i(2 * L), L, [&](V first) {
+        V from = element(a[0], first), to = e.at(a[2], e.mul(first, pitch / 2));
         Vs x;
-        for (int64_t c = 0; c < L; ++c)
-          x.push_back(
-              c < cols
-                  ? e.vload(o.dtype, element(a[0], e.i(c * across)), mask, L)
-                  : e.zero(Ty::F32, L));
+        for (int c = 0; c < L; ++c)
+          x.push_back(e.vload(o.dtype, element(from, e.mul(a[1], c))));
         x = e.transpose(x);
         for (int r = 0; r < L; r += 2)
-          store(split_pair(e, x[r], x[r + 1]), e.at(a[1], r / 2 * pitch),
+          store(split_pair(e, x[r], x[r + 1]), e.at(to, r / 2 * pitch),
                 L * pitch, 4 * L);
       });
-    };
-    V end = e.and_(e.add(kk, 2 * L - 1), e.i(-2 * L));
-    e.loop(e.i(0), end, L, [&](V k) {
-      V step = e.mul(e.and_(k, e.i(-2 * L)), pitch * planes / 2);
-      V t = e.at(dst, e.add(step, e.mul(e.and_(k, e.i(L)), pitch / 2)));
+    });
+    e.loop(e.i(0), kk, 2 * L, [&](V k) {
+      V t = e.at(dst, e.mul(k, pitch * planes / 2)), left = e.sub(kk, k);
       for (int64_t g = 0; g < cols; g += L)
-        e.call(block(std::min<int64_t>(cols - g, L)),
-               {element(src, e.add(k, g * across)), e.at(t, g), e.sub(kk, k)});
+        call_block(split, L, 2 * L, element(src, e.add(k, g * across)), across,
+                   e.i(cols - g), left, e.at(t, g));
     });
   }
 
@@ -229,54 +249,30 @@ struct Pack {
 
   // The same from lines of constant k: pairs of lines, turned in registers.
   void turned_tiles(V src, V dst, V kk, int64_t pitch, V count) {
-    auto turn = [&](bool whole) {
-      std::vector<Ty> params = {Ty::Ptr, Ty::Ptr, Ty::I64, Ty::I64};
-      return e.define(whole ? "turn" : "turn_part", params, [&](const Vs& a) {
-        V rows = whole ? nullptr : e.mask(a[3], L);
-        if (planes > 1) {
-          Vs halves[2];
-          for (int k = 0; k < 2 * L; ++k) {
-            V mask = nullptr;
-            if (!whole) mask = e.and_(rows, e.splat(e.lt(e.i(k), a[2]), L));
-            V p = element(a[0], e.i(k * along));
-            halves[k / L].push_back(e.vload(o.dtype, p, mask, L));
-          }
-          for (Vs& x : halves) x = e.transpose(x);
-          for (int r = 0; r < L; ++r)
-            store(split_row(e, halves[0][r], halves[1][r]), e.at(a[1], r * 16),
-                  kTileUnits, 4 * L);
-          return;
-        }
-        Vs x;
-        for (int r = 0; r < L; ++r) {
-          V p = element(a[0], e.i(2 * r * along));
-          auto line = [&](V p, int k) {
-            V mask = nullptr;
-            if (!whole) mask = e.and_(rows, e.splat(e.lt(e.i(k), a[2]), L));
-            return o.dtype == DType::BF16
-                       ? e.zext(e.load_raw(Ty::I16, p, L, 2, mask), Ty::I32)
-                       : e.zext(e.to_bf16(e.vload(o.dtype, p, mask, L)),
-                                Ty::I32);
-          };
-          V low = line(p, 2 * r),
-            high = line(element(p, e.i(along)), 2 * r + 1);
-          x.push_back(e.or_(low, e.shl(high, e.i32(16))));
-        }
-        x = e.transpose(x);
+    Fn turn = e.define("turn", {Ty::Ptr, Ty::I64, Ty::Ptr}, [&](const Vs& a) {
+      auto line = [&](int k) { return element(a[0], e.mul(a[1], k)); };
+      if (planes > 1) {
+        Vs halves[2];
+        for (int k = 0; k < 2 * L; ++k)
+          halves[k / L].push_back(e.vload(o.dtype, line(k)));
+        for (Vs& x : halves) x = e.transpose(x);
         for (int r = 0; r < L; ++r)
-          e.store_raw(x[r], e.at(a[1], r * 16), 4 * L);
-      });
-    };
+          store(split_row(e, halves[0][r], halves[1][r]), e.at(a[2], r * 16),
+                kTileUnits, 4 * L);
+        return;
+      }
+      Vs x;
+      for (int k = 0; k < 2 * L; k += 2)
+        x.push_back(units_across(line(k), line(k + 1), nullptr)[0]);
+      x = e.transpose(x);
+      for (int r = 0; r < L; ++r) e.store_raw(x[r], e.at(a[2], r * 16), 4 * L);
+    });
     // a whole line of the cache before the next pair of lines
     e.loop(e.i(0), kk, 2 * L, [&](V k) {
       e.loop(e.i(0), count, L, [&](V row) {
-        V rows = e.sub(count, row), left = e.sub(kk, k);
-        Vs args{element(src, e.add(e.mul(k, along), row)),
-                in_tiles(dst, row, e.lshr(k, e.i(1)), pitch), left, rows};
-        V whole = e.and_(e.ge(left, e.i(2 * L)), e.ge(rows, e.i(L)));
-        e.if_(
-            whole, [&] { e.call(turn(true), args); },
-            [&] { e.call(turn(false), args); });
+        call_block(turn, 2 * L, L, element(src, e.add(e.mul(k, along), row)),
+                   along, e.sub(kk, k), e.sub(count, row),
+                   in_tiles(dst, row, e.lshr(k, e.i(1)), pitch));
       });
     });
   }
