@@ -107,11 +107,7 @@ struct Backward : PairBackward {
       V whole = e.max(r.low, r.whole);
       if (planes > 1) {
         // all keys in one go, for there to be a next strip
-        V masks = e.lt(whole, r.end);
-        if (s.window) masks = e.or_(masks, e.lt(r.first, r.low));
-        e.if_(
-            masks, [&] { part_of(true, r.first, r.end); },
-            [&] { part_of(false, r.first, r.end); });
+        part_of(true, r.first, r.end);
         return;
       }
       if (s.window) part_of(true, r.first, r.low);

@@ -103,7 +103,7 @@ struct PairBackward {
   // What a strip of keys needs to become P and dS.
   struct Strip {
     V scores;  // and dP after them
-    V p, ds, pairs, keep;
+    V p, ds, pairs, stats, keep;
     V key;  // its first, of the block
     V rel, left;
     V lse[2] = {}, delta[2] = {};
@@ -111,6 +111,10 @@ struct PairBackward {
   };
   // P = exp2(c S - lse) and dS = P (dP - delta) of the keys i and i + 1.
   void weigh(const Strip&, V i);
+  // The same by a function, masked: beside products it stands in many places,
+  // and the masks cost no time there.
+  void weigh_beside(const Strip&, V i);
+  void load_stats(Strip&);
 
   // Arguments of the function below, in this order.
   enum Arg {

@@ -32,6 +32,30 @@ Vs PairBackward::plane_rows(V first, V second) {
   return split_row(e, first, second);
 }
 
+void PairBackward::load_stats(Strip& t) {
+  for (int j = 0; j < 2; ++j) {
+    V lse = e.at(t.stats, j * L);
+    t.lse[j] = e.neg(e.vload(DType::F32, lse));
+    t.delta[j] = e.vload(DType::F32, e.at(lse, at.delta - at.lse, 1));
+  }
+}
+
+void PairBackward::weigh_beside(const Strip& t, V i) {
+  std::vector<Ty> params(6, Ty::Ptr);
+  params.push_back(Ty::I64);
+  Fn f = e.define("weigh", params, [&](const Vs& a) {
+    Strip two{a[0], a[1], a[2], a[3], a[4], a[5], a[6], e.i(0), e.i(0)};
+    load_stats(two);
+    two.masked = true;
+    weigh(two, e.i(0));
+  });
+  auto at = [&](V rows, int64_t ld) { return e.at(rows, e.mul(i, ld), 1); };
+  // a causal mask compares it with the lanes, else it is what is past the last
+  V key = e.add(e.add(t.key, i), s.causal ? t.rel : e.neg(t.left));
+  e.call(f, {at(t.scores, ld), at(t.p, block_row), at(t.ds, block_row),
+             at(t.pairs, ld / 2), t.stats, at(t.keep, ld), key});
+}
+
 void PairBackward::weigh(const Strip& t, V i) {
   V factor = e.splat(e.f(pair_factor(s)));
   V from = e.mul(i, ld), to = e.mul(i, block_row);
@@ -80,23 +104,21 @@ Fn PairBackward::gradients(bool masked) {
   std::fill(params.begin() + kRel, params.end(), Ty::I64);
   return e.define(masked ? "gm" : "g", params, [&, masked](const Vs& a) {
     Strip strip;
-    for (int j = 0; j < 2; ++j) {
-      V lse = e.at(a[kStats], j * L);
-      strip.lse[j] = e.neg(e.vload(DType::F32, lse));
-      strip.delta[j] = e.vload(DType::F32, e.at(lse, at.delta - at.lse, 1));
-    }
-    strip.rel = a[kRel], strip.left = a[kLeft], strip.masked = masked;
+    strip.stats = a[kStats], strip.rel = a[kRel], strip.left = a[kLeft];
+    strip.masked = masked;
+    if (planes == 1) load_stats(strip);
     auto strip_at = [&](V k, V tile) {
       Strip t = strip;
       t.scores = tile, t.key = k;
       t.p = e.at(a[kWeights], e.mul(k, block_row), 1);
       t.ds = e.at(a[kGradients], e.mul(k, block_row), 1);
       t.pairs = e.at(a[kPairsAt], e.mul(k, ld / 2 * planes), 1);
-      t.keep = drop ? e.at(a[kKeep], e.mul(k, ld), 1) : nullptr;
+      t.keep = e.at(a[kKeep], e.mul(k, ld), 1);
       return t;
     };
     auto finish = [&](const Strip& t, V from) {
-      e.loop(from, e.i(kPairStep), 2, [&](V i) { weigh(t, i); });
+      e.loop(from, e.i(kPairStep), 2,
+             [&](V i) { planes > 1 ? weigh_beside(t, i) : weigh(t, i); });
     };
     // Both products of a strip, each beside half of what is made of the one
     // before.
@@ -115,8 +137,8 @@ Fn PairBackward::gradients(bool masked) {
           auto body = [&] {
             V first = e.mul(e.lshr(x, e.i(5)), 2 * n * parts);
             for (int i = 0; i < n; ++i)
-              weigh(*before,
-                    e.add(first, half * kPairStep / 2 + 2 * (part * n + i)));
+              weigh_beside(*before, e.add(first, half * kPairStep / 2 +
+                                                     2 * (part * n + i)));
           };
           if (width == shares * kPairStep) return body();
           e.if_(e.lt(x, e.i(shares * kPairStep)), body);
@@ -138,7 +160,7 @@ Fn PairBackward::gradients(bool masked) {
         auto some = [&](V x, int part) {
           V i = e.mul(e.lshr(e.add(before, x), e.i(5)), 2 * parts);
           i = e.add(i, 2 * part);
-          e.if_(e.lt(i, e.i(kPairStep)), [&] { weigh(*beside, i); });
+          e.if_(e.lt(i, e.i(kPairStep)), [&] { weigh_beside(*beside, i); });
         };
         if (beside)
           m.beside = some;

@@ -109,33 +109,39 @@ struct Forward {
 
   // Scores of a panel that become weights.
   struct Weights {
-    V scores, p, keep;
-    V sums[2] = {};  // their addresses
-    V down[2] = {};  // -max
+    V scores, p, stats, keep;
   };
-  // P^T of pairs of keys `from` .. `from + n`, counted from `first` on, and
-  // their sums.
-  void weigh(const Weights& w, V first, int from, int n) {
-    V factor = e.splat(e.f(pair_factor(s)));
-    V scores = e.at(w.scores, e.mul(first, 2 * kLd), 1);
-    V to = e.at(w.p, e.mul(first, kLd), 1);
-    V keep = drop ? e.at(w.keep, e.mul(first, 2 * kLd), 1) : nullptr;
-    for (int j = 0; j < 2; ++j) {
-      V sum = e.vload(DType::F32, w.sums[j]);
-      for (int i = from; i < from + n; ++i) {
-        auto row = [&](V p, int r) {
-          return e.vload(DType::F32, e.at(p, (2 * i + r) * kLd + j * L * 4, 1));
-        };
-        Vs x;
-        for (int r = 0; r < 2; ++r)
-          x.push_back(exp2_fast(e, e.fma(row(scores, r), factor, w.down[j])));
-        sum = e.add(sum, e.add(x[0], x[1]));
-        for (int r = 0; drop && r < 2; ++r) x[r] = e.mul(x[r], row(keep, r));
-        V p = e.at(to, i * kLd + j * L * 4, 1);
-        store_planes(e, split_pair(e, x[0], x[1]), p, kPairStep / 2 * kLd, 4);
+  // P^T of `n` pairs of keys from the pair `first` on, and their sums, by
+  // weigh(S, P, stats, keep).
+  void weigh(const Weights& w, V first, int n) {
+    const std::string name = "weigh" + std::to_string(n);
+    Fn f = e.define(name, std::vector<Ty>(4, Ty::Ptr), [&](const Vs& a) {
+      V factor = e.splat(e.f(pair_factor(s)));
+      for (int j = 0; j < 2; ++j) {
+        auto stat = [&](Stat k) { return e.at(a[2], k * kPanel + j * L); };
+        V down = e.neg(e.vload(DType::F32, stat(kMax)));
+        V sum = e.vload(DType::F32, stat(kSum));
+        for (int i = 0; i < n; ++i) {
+          auto row = [&](V p, int r) {
+            V at = e.at(p, (2 * i + r) * kPanel + j * L);
+            return e.vload(DType::F32, at);
+          };
+          Vs x;
+          for (int r = 0; r < 2; ++r)
+            x.push_back(exp2_fast(e, e.fma(row(a[0], r), factor, down)));
+          sum = e.add(sum, e.add(x[0], x[1]));
+          for (int r = 0; drop && r < 2; ++r) x[r] = e.mul(x[r], row(a[3], r));
+          store_planes(e, split_pair(e, x[0], x[1]),
+                       e.at(a[1], i * kPanel + j * L), kPairStep / 2 * kLd, 4);
+        }
+        e.vstore(DType::F32, sum, stat(kSum));
       }
-      e.vstore(DType::F32, sum, w.sums[j]);
-    }
+    });
+    auto at = [&](V rows, int64_t ld) {
+      return e.at(rows, e.mul(first, ld), 1);
+    };
+    e.call(f, {at(w.scores, 2 * kLd), at(w.p, kLd), w.stats,
+               drop ? at(w.keep, 2 * kLd) : w.keep});
   }
 
   // step(K, Qt, S, n, before's S, P, stats, keep, n): the scores of n keys, and
@@ -145,18 +151,10 @@ struct Forward {
     params[3] = params[8] = Ty::I64;
     return e.define("step", params, [&](const Vs& a) {
       constexpr int kPairs = kPairStep / 2;
-      Weights w{a[4], a[5], a[7]};
-      for (int j = 0; j < 2; ++j) {
-        V stats = e.at(a[6], j * L);
-        w.sums[j] = e.at(stats, kSum * kLd, 1);
-        w.down[j] = e.neg(e.vload(DType::F32, e.at(stats, kMax * kLd, 1)));
-      }
       auto strip = [&](V k) {
-        Weights here = w;
-        here.scores = e.at(w.scores, e.mul(k, kLd), 1);
-        here.p = e.at(w.p, e.mul(k, kLd / 2 * kSplitPlanes), 1);
-        if (drop) here.keep = e.at(w.keep, e.mul(k, kLd), 1);
-        return here;
+        return Weights{e.at(a[4], e.mul(k, kLd), 1),
+                       e.at(a[5], e.mul(k, kLd / 2 * kSplitPlanes), 1), a[6],
+                       e.at(a[7], e.mul(k, kLd), 1)};
       };
       auto scores = [&](V k, const Weights* beside) {
         PairProduct m = product(e.at(a[0], e.mul(k, size.row_k), 1), size.row_k,
@@ -167,8 +165,8 @@ struct Forward {
                   n = kPairs / shares / parts;
         auto some = [&](V x, int part) {
           auto body = [&] {
-            weigh(*beside, e.mul(e.lshr(x, e.i(5)), kPairs / shares), part * n,
-                  n);
+            V first = e.mul(e.lshr(x, e.i(5)), kPairs / shares);
+            weigh(*beside, e.add(first, part * n), n);
           };
           if (steps == shares) return body();
           e.if_(e.lt(x, e.i(shares * kPairStep)), body);
@@ -184,7 +182,7 @@ struct Forward {
       e.loop(both, a[3], kPairStep, [&](V k) { scores(k, nullptr); });
       e.loop(both, a[8], kPairStep, [&](V k) {
         Weights here = strip(k);
-        e.loop(e.i(0), e.i(kPairs), 4, [&](V i) { weigh(here, i, 0, 4); });
+        e.loop(e.i(0), e.i(kPairs), 4, [&](V i) { weigh(here, i, 4); });
       });
     });
   }
