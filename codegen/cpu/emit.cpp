@@ -75,6 +75,9 @@ Emit::~Emit() = default;
 
 void Emit::finish() { p_->b.CreateRetVoid(); }
 
+void Emit::set_long_loops() { p_->long_loops = true; }
+bool Emit::long_loops() const { return p_->long_loops; }
+
 const Target& Emit::target() const { return p_->target; }
 
 int Emit::lanes() const { return p_->target.lanes; }

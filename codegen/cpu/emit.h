@@ -43,6 +43,10 @@ class Emit {
   Emit(const Emit&) = delete;
   Emit& operator=(const Emit&) = delete;
   void finish();  // ends the kernel with a return
+  // Says that the kernel's loops have long bodies, in which how addresses are
+  // computed does not matter: tuning that takes time.
+  void set_long_loops();
+  bool long_loops() const;
 
   const Target& target() const;
   int lanes() const;

@@ -31,6 +31,7 @@ struct Emit::Impl {
   const Target target;
   llvm::Function* fn = nullptr;
   llvm::Function* kernel = nullptr;
+  bool long_loops = false;
   std::map<int, V> buffers;
   std::map<std::string, Fn> defined;
 };

@@ -44,6 +44,7 @@ void plain_steps(Emit& e, const PairProduct& m, V a, V k) {
 // lines, too many for the hardware's prefetcher, are asked for two products at
 // a time.
 void split_steps(Emit& e, const PairProduct& m, V a, V k) {
+  e.set_long_loops();
   constexpr int kHigh = 0, kMid = 1, kLow = 2;
   const int64_t plane_b = m.ldb * kPairStep / 2;
   V lda = e.i(m.lda), ldb = e.i(m.ldb);
