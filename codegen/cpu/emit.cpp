@@ -327,6 +327,7 @@ V Emit::slice(V v, int from, int w) {
 }
 
 V Emit::opaque(V v) {
+  if (v->getType()->getScalarSizeInBits() != 32) return v;
   V x = bits(v, Ty::F32);
   x = p_->b.CreateArithmeticFence(x, x->getType());
   return is_float(v) ? x : bits(x, Ty::I32);

@@ -150,8 +150,8 @@ class Emit {
   V concat(V low, V high);
   V slice(V, int from, int width);  // lanes from .. from+width-1
   Vs transpose(Vs);                 // n vectors of n lanes, n = 4, 8 or 16
-  // v, of 32-bit lanes; how it was made is hidden from instruction selection,
-  // which else looks for patterns through whole networks of operations: slow.
+  // v; how it was made is hidden, if it has 32 bits a lane, from instruction
+  // selection, which else slowly looks for patterns through whole networks.
   V opaque(V v);
   V hsum(V);  // pairwise tree: halves added, log2 rounds
   V hmax(V);  // NaN in any lane gives NaN
