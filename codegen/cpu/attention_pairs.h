@@ -49,18 +49,26 @@ inline bool rows_stand(const AttentionSpec& s, const AttentionView& v,
 }
 
 // What one (batch, kv head) has in the workspace of the forward: K, unless it
-// stands as it is, then V^T. `row` is a row of K in bytes, wherever it lies.
+// stands as it is, then V^T. `row` is a row of K in bytes, wherever it lies. Of
+// V^T each block of keys comes in the order in which products read it: [strip
+// of kPairStep channels][step of kPairStep keys][channel][key].
 struct PackedKeys {
+  static constexpr int64_t kStep = kPairStep * kPairStep * 2;  // bytes
   bool as_it_stands;
   int64_t keys, row, v, bytes;
-  TransposedKeys vt;
+  // Of a block that is met at once: so many that outputs are rarely taken up
+  // again, and weights of a panel stay in L2, but dropout factors in L1.
+  int64_t block_keys;
+  int64_t strip, block;  // of V^T, in bytes
   explicit PackedKeys(const AttentionSpec& s)
       : as_it_stands(rows_stand(s, s.k, s.dim)),
         keys(pair_padded(s.k_len)),
         row(as_it_stands ? 2 * s.k.row : PairSizes(s).row_k),
-        vt(keys, PairSizes(s).value_dim) {
+        block_keys(std::min<int64_t>(keys, s.dropout > 0 ? 256 : 2048)) {
     v = as_it_stands ? 0 : keys * row;
-    bytes = v + vt.bytes;
+    strip = block_keys / kPairStep * kStep;
+    block = strip * PairSizes(s).value_dim / kPairStep;
+    bytes = v + (keys + block_keys - 1) / block_keys * block;
   }
 };
 

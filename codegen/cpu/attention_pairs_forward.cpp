@@ -13,8 +13,6 @@ namespace moec {
 
 namespace {
 
-constexpr int64_t kBlock = kKeyPanel;  // keys; one task of the packing
-
 // Scratch, in bytes: Q^T pairs, two strips of f32 scores [kPairStep][panel], a
 // block of P^T pairs, f32 O^T [Dv][panel], statistics of the online softmax,
 // dropout factors, streams.
@@ -22,13 +20,14 @@ struct Layout {
   int64_t q, s, p, o, stats, keep, streams, end;
   Layout(const AttentionSpec& spec, int64_t panel) {
     PairSizes n(spec);
+    const int64_t keys = PackedKeys(spec).block_keys;
     q = 0;
     s = q + n.dim * panel * 2;
     p = s + 2 * kPairStep * panel * 4;
-    o = p + kBlock * panel * 2;
+    o = p + keys * panel * 2;
     stats = o + n.value_dim * panel * 4;
     keep = stats + 4 * panel * 4;
-    streams = keep + (spec.dropout > 0 ? kBlock * panel * 4 : 0);
+    streams = keep + (spec.dropout > 0 ? keys * panel * 4 : 0);
     end = streams + 2 * kFetchBytes;
   }
 };
@@ -319,29 +318,28 @@ struct Forward {
     std::vector<Ty> params(6, Ty::Ptr);
     params[3] = Ty::I64;
     return e.define(first ? "v0" : "v", params, [&, first](const Vs& a) {
-      PairProduct m{a[0], packed.vt.row, a[1], ld, a[2], ld};
-      if (!e.target().amx_bf16)
-        return pair_product(e, m, e.i(size.value_dim), a[3], !first);
+      PairProduct m{a[0], 2 * kPairStep, a[1], ld, a[2], ld, packed.kStep};
       // of every strip of keys so many pairs are added up beside as many
       // channels
       const int strips = int(size.value_dim / kPairStep);
       const int parts = in_parts(strips), n = int(kPairStep) / 2 / parts;
       e.loop(e.i(0), e.i(size.value_dim), kPairStep, [&](V d) {
         PairProduct some = m;
-        some.a = e.at(m.a, e.mul(d, packed.vt.row), 1);
+        some.a = e.at(m.a, e.mul(e.lshr(d, e.i(5)), packed.strip), 1);
         some.c = e.at(m.c, e.mul(d, ld), 1);
         V pairs = e.at(m.b, e.mul(e.lshr(d, e.i(5)), n * ld), 1);
-        some.beside = [&](V k, int) {
-          auto add = [&] {
-            sum_pairs(e.at(pairs, e.mul(k, ld / 2), 1), n, a[4]);
+        if (e.target().amx_bf16)
+          some.beside = [&](V k, int) {
+            auto add = [&] {
+              sum_pairs(e.at(pairs, e.mul(k, ld / 2), 1), n, a[4]);
+            };
+            if (beside && strips == parts)
+              add();
+            else if (beside)
+              e.if_(e.lt(d, e.i(parts * kPairStep)), add);
+            for (int i = 0; i < kStreams; ++i)
+              fetch_some(e, record(a[5], i), rows_of(i));
           };
-          if (beside && strips == parts)
-            add();
-          else if (beside)
-            e.if_(e.lt(d, e.i(parts * kPairStep)), add);
-          for (int i = 0; i < kStreams; ++i)
-            fetch_some(e, record(a[5], i), rows_of(i));
-        };
         pair_product(e, some, e.i(kPairStep), a[3], !first);
       });
     });
@@ -404,20 +402,22 @@ struct Forward {
       e.vstore(DType::F32, e.splat(e.f(kLowest)), e.at(stat(kMax), j * L));
       e.vstore(DType::F32, e.zero(Ty::F32, 0), e.at(stat(kSum), j * L));
     }
-    const int64_t shift = s.k_len - s.q_len;
+    const int64_t shift = s.k_len - s.q_len, block = packed.block_keys;
     V from = zero, to = e.i(s.k_len);
     if (s.causal) to = e.min(to, e.add(q0, panel + shift));
     if (s.window)
-      from = floor_to(e, e.max(zero, e.add(q0, shift - s.window + 1)), kBlock);
+      from =
+          e.mul(e.div(e.max(zero, e.add(q0, shift - s.window + 1)), e.i(block)),
+                block);
     V key0 = nullptr, key1 = nullptr;
     if (drop) {
       key0 = e.load(DType::U32, e.buffer(3));
       key1 = e.load(DType::U32, e.at(e.buffer(3), 1));
     }
     Vs tiles = {st, e.at(st, kPairStep * ld, 1)};
-    e.loop(from, to, kBlock, tiles, [&](V kb, Vs tiles) {
+    e.loop(from, to, block, tiles, [&](V kb, Vs tiles) {
       V rel = e.sub(kb, e.add(q0, shift)), left = e.sub(e.i(s.k_len), kb);
-      PairRange r = pair_range(e, s, rel, left, kBlock);
+      PairRange r = pair_range(e, s, rel, left, block);
       V k = e.at(keys, e.mul(kb, packed.row), 1);
       if (drop) {
         V row = e.mul(e.add(e.mul(bh, s.q_len), q0), s.k_len);
@@ -428,7 +428,7 @@ struct Forward {
       }
       V opens = e.eq(kb, from);
       V outputs = e.select(opens, zero, e.i(size.value_dim));
-      V more = e.select(e.lt(e.add(kb, kBlock), to), e.i(1), zero);
+      V more = e.select(e.lt(e.add(kb, block), to), e.i(1), zero);
       e.if_(beside ? opens : e.i1(true), [&] {
         V first = e.at(k, e.mul(r.first, packed.row), 1);
         e.call(scores(), {first, qt, tiles[0]});
@@ -436,8 +436,8 @@ struct Forward {
       e.call(weights(), {k, qt, tiles[0], tiles[1], pt, stats, part(at.keep),
                          ot, rel, left, outputs, r.first, r.low,
                          e.max(r.low, r.whole), r.end, more});
-      V vt = e.at(values_t, e.mul(kb, packed.vt.block / kKeyPanel), 1);
-      Vs args = {e.at(vt, r.first, 2),
+      V vt = e.at(values_t, e.mul(e.div(kb, e.i(block)), packed.block), 1);
+      Vs args = {e.at(vt, e.mul(r.first, 2 * kPairStep), 1),
                  e.at(pt, e.mul(r.first, ld / 2), 1),
                  ot,
                  e.sub(r.end, r.first),
@@ -488,10 +488,26 @@ struct Pack {
     if (!packed.as_it_stands)
       pack_plain(e, rows(0, s.k, s.dim), from, n,
                  e.at(to, e.mul(from, packed.row), 1), packed.row);
-    pack_transposed(e, rows(1, s.v, s.value_dim), from, n,
-                    e.at(e.at(to, packed.v, 1),
-                         e.mul(from, packed.vt.block / kKeyPanel), 1),
-                    packed.vt.row);
+    const PairRows v = rows(1, s.v, s.value_dim);
+    V block = e.at(to, packed.v, 1);
+    block = e.at(block,
+                 e.mul(e.div(from, e.i(packed.block_keys)), packed.block), 1);
+    block = e.at(block,
+                 e.mul(e.rem(from, e.i(packed.block_keys)), 2 * kPairStep), 1);
+    e.loop(e.i(0), n, kPairStep, [&](V k) {
+      auto strip = [&](V c, int64_t channels) {
+        PairRows some = v;
+        some.base = e.at(v.base, c, 2), some.channels = channels;
+        V strip = e.at(block, e.mul(e.lshr(c, e.i(5)), packed.strip), 1);
+        pack_transposed(e, some, e.add(from, k), e.i(kPairStep),
+                        e.at(strip, e.mul(k, 2 * kPairStep), 1), 2 * kPairStep);
+      };
+      const int64_t whole = s.value_dim / kPairStep * kPairStep;
+      if (whole)
+        e.loop(e.i(0), e.i(whole), kPairStep,
+               [&](V c) { strip(c, kPairStep); });
+      if (whole < s.value_dim) strip(e.i(whole), s.value_dim - whole);
+    });
   }
 };
 
