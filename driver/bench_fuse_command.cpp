@@ -83,7 +83,9 @@ ordered_json to_json(const FuseFlags& o, const std::string& dtype,
     j["run_moved_tokens"] = b.run.moved_tokens;
     j["run_settled_grad_rel_diff"] = b.run.settled_grad;
     j["free_loss_rel_diff"] = b.run.free_loss;
+    j["free_alike_steps"] = b.run.free_alike;
     j["free_control_rel_diff"] = b.run.control_loss;
+    j["free_control_alike_steps"] = b.run.control_alike;
   }
   auto forms = ordered_json::array();
   for (auto& f : b.forms)
@@ -174,10 +176,13 @@ void run_fuse(FuseFlags& o) {
         b.run.moved_tokens, b.run.moved_points, b.run.settled_grad);
   if (o.fuse.run.free_steps > 0)
     fmt::print(
-        "each on its own for {} steps: losses {:.1e} apart, {:.4f} to {:.4f};\n"
-        "fused again from weights an ulp off: {:.1e} apart\n",
-        o.fuse.run.free_steps, b.run.free_loss, b.run.first_loss,
-        b.run.last_loss, b.run.control_loss);
+        "each on its own for {} steps: losses {:.1e} apart, within 1e-5 for {} "
+        "steps, {:.4f} to {:.4f};\n"
+        "fused again from weights an ulp off: {:.1e} apart, within 1e-5 for {} "
+        "steps\n",
+        o.fuse.run.free_steps, b.run.free_loss, b.run.free_alike,
+        b.run.first_loss, b.run.last_loss, b.run.control_loss,
+        b.run.control_alike);
   for (auto& f : b.forms)
     if (!f.name.starts_with("no ")) print_kernels(f, b.peak_flops, o.kernels);
 }

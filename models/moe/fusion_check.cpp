@@ -63,6 +63,8 @@ double relative(double a, double b) {
   return std::abs(a - b) / std::max(std::abs(b), 1e-30);
 }
 
+constexpr double kAlike = 1e-5;  // of losses, before they drift apart
+
 // The larger one; a NaN stays.
 void raise(double& worst, double value) {
   if (!(value <= worst) && !std::isnan(worst)) worst = value;
@@ -171,7 +173,11 @@ FusionCheck check_fusion(const Config& config, const EngineOptions& a,
   for (i64 i = 0; i < o.free_steps; ++i) {
     for (Function& f : steps) train(f, config, text, i);
     raise(r.free_loss, relative(loss(0), loss(1)));
-    if (o.control) raise(r.control_loss, relative(loss(0), loss(2)));
+    r.free_alike += r.free_loss <= kAlike;
+    if (o.control) {
+      raise(r.control_loss, relative(loss(0), loss(2)));
+      r.control_alike += r.control_loss <= kAlike;
+    }
     r.last_loss = loss(0);
   }
   return r;

@@ -27,6 +27,8 @@ struct FusionCheck {
   // Of each on its own: the largest |Δ| / |loss| of a step.
   double free_loss = 0;
   double control_loss = 0;  // the same of `a` from weights an ulp off
+  // Steps until these pass 1e-5: a token went elsewhere.
+  i64 free_alike = 0, control_alike = 0;
   double first_loss = 0, last_loss = 0;  // of `a`
 };
 
