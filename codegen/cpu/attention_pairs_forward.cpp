@@ -28,7 +28,7 @@ struct Layout {
     stats = o + n.value_dim * panel * 4;
     keep = stats + 4 * panel * 4;
     streams = keep + (spec.dropout > 0 ? keys * panel * 4 : 0);
-    end = streams + 2 * kFetchBytes;
+    end = streams + 4 * kFetchBytes;
   }
 };
 // Rows of the statistics. kMax, in base 2, is what weights are taken from, no
@@ -302,13 +302,24 @@ struct Forward {
     });
   }
 
-  // What is read soon, or written: the next panel's queries, this one's output.
-  enum Stream { kNextQ, kOutput, kStreams };
+  // Of the next head's keys and values each of the last panels asks for a
+  // share, if two heads' nearly fit in L2: they have fewest of their own.
+  const int64_t panels = (s.q_len + panel - 1) / panel;
+  const int64_t sharing = s.causal ? (panels + 1) / 2 : panels;
+  const bool fits =
+      packed.keys * 2 * (size.dim + size.value_dim) <= (5 << 20) / 4;
+  const int64_t shared = fits ? (packed.keys + sharing - 1) / sharing : 0;
+
+  // What is read soon, or written: the next panel's queries, this one's output,
+  // keys and values of the next head.
+  enum Stream { kNextQ, kOutput, kNextK, kNextV, kStreams };
   FetchedRows rows_of(int i) const {
-    const AttentionView& v = i == kNextQ ? s.q : s.o;
-    const int64_t channels = i == kNextQ ? s.dim : s.value_dim;
     // in units of f32
-    return {v.row / 2, (channels + 1) / 2, panel, 1, 0, 4, i == kOutput};
+    if (i == kNextQ) return {s.q.row / 2, (s.dim + 1) / 2, panel, 1, 0, 4};
+    if (i == kOutput)
+      return {s.o.row / 2, (s.value_dim + 1) / 2, panel, 1, 0, 4, true};
+    if (i == kNextK) return {packed.row / 4, size.dim / 2, shared};
+    return {size.value_dim / 2, size.value_dim / 2, shared};
   }
   V record(V streams, int i) { return e.at(streams, i * kFetchBytes, 1); }
 
@@ -356,7 +367,6 @@ struct Forward {
   }
 
   // A task's queries.
-  const int64_t panels = (s.q_len + panel - 1) / panel;
   struct Panel {
     V bh, b, h, q0;
   };
@@ -366,6 +376,18 @@ struct Forward {
     V p = e.sub(e.i(panels - 1), e.rem(task, e.i(panels)));
     return {bh, e.div(bh, e.i(s.heads)), e.rem(bh, e.i(s.heads)),
             e.mul(p, panel)};
+  }
+  // K and V^T of a head of keys.
+  struct Keys {
+    V k, vt;
+  };
+  Keys keys_of(V kv) {
+    V at = e.at(e.buffer(5 + drop), e.mul(kv, packed.bytes), 1);
+    V b = e.div(kv, e.i(s.kv_heads)), h = e.rem(kv, e.i(s.kv_heads));
+    Keys keys{at, e.at(at, packed.v, 1)};
+    V index = e.add(e.mul(b, s.k.batch), e.mul(h, s.k.head));
+    if (packed.as_it_stands) keys.k = e.at(e.buffer(1), index, 2);
+    return keys;
   }
   V rows(const Panel& p, int buffer, const AttentionView& v) {
     V index = e.add(e.mul(p.b, v.batch), e.mul(p.h, v.head));
@@ -381,20 +403,27 @@ struct Forward {
     V count = e.min(e.sub(e.i(s.q_len), q0), e.i(panel));
     V q = rows(own, 0, s.q), o = rows(own, 3 + drop, s.o);
     V lse = e.at(e.buffer(4 + drop), e.add(e.mul(bh, s.q_len), q0));
-    V kv = e.add(e.mul(b, s.kv_heads), e.div(h, e.i(s.heads / s.kv_heads)));
-    V keys = e.at(e.buffer(5 + drop), e.mul(kv, packed.bytes), 1);
-    V values_t = e.at(keys, packed.v, 1);
-    if (packed.as_it_stands) {
-      V head = e.mul(e.div(h, e.i(s.heads / s.kv_heads)), s.k.head);
-      keys = e.at(e.buffer(1), e.add(e.mul(b, s.k.batch), head), 2);
-    }
+    const int64_t group = s.heads / s.kv_heads;
+    V kv = e.div(bh, e.i(group));
+    auto [keys, values_t] = keys_of(kv);
     V qt = part(at.q), st = part(at.s), pt = part(at.p), ot = part(at.o);
     V stats = part(at.stats);
     auto stat = [&](Stat k) { return this->stat(stats, k, 0); };
     V zero = e.i(0);
-    V next_q = rows(panel_of(e.add(e.task(), 1)), 0, s.q);
-    start_fetch(e, record(part(at.streams), kNextQ), next_q);
-    start_fetch(e, record(part(at.streams), kOutput), o);
+    auto start = [&](Stream i, V p) {
+      start_fetch(e, record(part(at.streams), i), p);
+    };
+    start(kNextQ, rows(panel_of(e.add(e.task(), 1)), 0, s.q));
+    start(kOutput, o);
+    Keys next = keys_of(e.div(e.add(bh, 1), e.i(group)));
+    // own ones, which are near, while it is not this panel's turn
+    V turn = e.sub(e.i(sharing - 1), e.div(q0, e.i(panel)));
+    auto share = [&](V own, V next, int64_t row) {
+      V p = e.at(next, e.mul(turn, shared * row), 1);
+      return e.select(e.ge(turn, zero), p, own);
+    };
+    start(kNextK, share(keys, next.k, packed.row));
+    start(kNextV, share(values_t, next.vt, 2 * size.value_dim));
 
     Fn pack = pack_columns_function(e, "pack", s.q.row, s.dim, s.scale < 0, 1);
     for (int j = 0; j < 2; ++j) {
