@@ -81,4 +81,62 @@ double pair_factor(const AttentionSpec& s) {
   return std::max(std::fabs(s.scale) * kLog2e, 1e-30);
 }
 
+namespace {
+
+struct Pack {
+  Emit& e;
+  const AttentionSpec& s;
+
+  void kernel() {
+    const PackedKeys packed(s);
+    const int64_t chunks = (packed.keys + kKeyPanel - 1) / kKeyPanel;
+    V kv = e.div(e.task(), e.i(chunks));
+    V from = e.mul(e.rem(e.task(), e.i(chunks)), kKeyPanel);
+    V n = e.min(e.i(kKeyPanel), e.sub(e.i(packed.keys), from));
+    V b = e.div(kv, e.i(s.kv_heads)), h = e.rem(kv, e.i(s.kv_heads));
+    auto rows = [&](int buffer, const AttentionView& v, int64_t channels) {
+      V base =
+          e.at(e.buffer(buffer), e.add(e.mul(b, v.batch), e.mul(h, v.head)), 2);
+      return PairRows{base, v.row, e.i(s.k_len), channels};
+    };
+    V to = e.at(e.buffer(2), e.mul(kv, packed.bytes), 1);
+    if (!packed.as_it_stands)
+      pack_plain(e, rows(0, s.k, s.dim), from, n,
+                 e.at(to, e.mul(from, packed.row), 1), packed.row);
+    const PairRows v = rows(1, s.v, s.value_dim);
+    V block = e.at(to, packed.v, 1);
+    block = e.at(block,
+                 e.mul(e.div(from, e.i(packed.block_keys)), packed.block), 1);
+    block = e.at(block,
+                 e.mul(e.rem(from, e.i(packed.block_keys)), 2 * kPairStep), 1);
+    e.loop(e.i(0), n, kPairStep, [&](V k) {
+      auto strip = [&](V c, int64_t channels) {
+        PairRows some = v;
+        some.base = e.at(v.base, c, 2), some.channels = channels;
+        V strip = e.at(block, e.mul(e.lshr(c, e.i(5)), packed.strip), 1);
+        pack_transposed(e, some, e.add(from, k), e.i(kPairStep),
+                        e.at(strip, e.mul(k, 2 * kPairStep), 1), 2 * kPairStep);
+      };
+      const int64_t whole = s.value_dim / kPairStep * kPairStep;
+      if (whole)
+        e.loop(e.i(0), e.i(whole), kPairStep,
+               [&](V c) { strip(c, kPairStep); });
+      if (whole < s.value_dim) strip(e.i(whole), s.value_dim - whole);
+    });
+  }
+};
+
+}  // namespace
+
+int64_t pairs_packed_bytes(const AttentionSpec& s) {
+  return s.batch * s.kv_heads * PackedKeys(s).bytes;
+}
+
+void emit_pairs_pack(KernelSpec& spec, const AttentionSpec& s) {
+  const PackedKeys packed(s);
+  spec.emit = [s](Emit& e) { Pack{e, s}.kernel(); };
+  spec.tasks =
+      s.batch * s.kv_heads * ((packed.keys + kKeyPanel - 1) / kKeyPanel);
+}
+
 }  // namespace moec
