@@ -169,7 +169,7 @@ struct Forward {
         if (steps == parts) return body();
         e.if_(e.lt(x, e.i(parts * kPairStep)), body);
       };
-    pair_product(e, m, e.i(kPairStep), e.i(size.dim), false);
+    pair_product(e, m, e.i(kPairStep), e.i(size.dim), e.i1(false));
   }
 
   // scores(K, Qt, S): of the first strip
@@ -350,7 +350,7 @@ struct Forward {
             for (int i = 0; i < kStreams; ++i)
               fetch_some(e, record(a[5], i), rows_of(i));
           };
-        pair_product(e, some, e.i(kPairStep), a[3], !first);
+        pair_product(e, some, e.i(kPairStep), a[3], e.i1(!first));
       });
     });
   }

@@ -144,7 +144,7 @@ Fn PairBackward::gradients(bool masked) {
           e.if_(e.lt(x, e.i(shares * kPairStep)), body);
         };
         if (before) m.beside = some;
-        pair_product(e, m, e.i(kPairStep), e.i(width), false);
+        pair_product(e, m, e.i(kPairStep), e.i(width), e.i1(false));
       }
     };
     V low = a[kFrom], high = a[kTo], last = e.add(high, -kPairStep);
@@ -166,7 +166,7 @@ Fn PairBackward::gradients(bool masked) {
           m.beside = some;
         else if (planes > 1)
           m.beside = fetch_from(a[kStreamsAt]);
-        pair_product(e, m, e.i(kPairStep), n, true);
+        pair_product(e, m, e.i(kPairStep), n, e.i1(true));
       });
       if (!beside) return;
       V done = e.mul(e.lshr(n, e.i(5)), 2 * parts * size.dim / kPairStep);
@@ -197,7 +197,7 @@ Fn PairBackward::queries() {
   std::vector<Ty> params = {Ty::Ptr, Ty::Ptr, Ty::Ptr, Ty::I64};
   return e.define("q", params, [&](const Vs& a) {
     pair_product(e, product(a[0], at.transposed.row, a[1], ld, a[2], ld),
-                 e.i(size.dim), a[3], true);
+                 e.i(size.dim), a[3], e.i1(true));
   });
 }
 
@@ -209,7 +209,7 @@ Fn PairBackward::outer(int64_t channels) {
       PairProduct m = product(a[0], block_row, e.at(a[1], d), channels * 4,
                               e.at(a[2], d), channels * 4);
       if (planes > 1) m.beside = fetch_from(a[4]);
-      pair_product(e, m, e.i(kPairStep), a[3], true);
+      pair_product(e, m, e.i(kPairStep), a[3], e.i1(true));
     });
   });
 }

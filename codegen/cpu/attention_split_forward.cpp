@@ -172,7 +172,7 @@ struct Forward {
           e.if_(e.lt(x, e.i(shares * kPairStep)), body);
         };
         if (beside) m.beside = some;
-        pair_product(e, m, e.i(kPairStep), e.i(size.dim), false);
+        pair_product(e, m, e.i(kPairStep), e.i(size.dim), e.i1(false));
       };
       V both = e.min(a[3], a[8]);
       e.loop(e.i(0), both, kPairStep, [&](V k) {
@@ -218,14 +218,18 @@ struct Forward {
     }
   }
 
-  // values(Vt, P, unit, n, streams): Ot = alpha Ot + V^T P over n keys
-  Fn values(bool first) {
-    std::vector<Ty> params = {Ty::Ptr, Ty::Ptr, Ty::Ptr, Ty::I64, Ty::Ptr};
-    return e.define(first ? "v0" : "v", params, [&, first](const Vs& a) {
+  // values(Vt, P, unit, n, streams, opens): Ot = alpha Ot + V^T P over n keys,
+  // or V^T P alone
+  Fn values() {
+    std::vector<Ty> params = {Ty::Ptr, Ty::Ptr, Ty::Ptr,
+                              Ty::I64, Ty::Ptr, Ty::I1};
+    return e.define("v", params, [&](const Vs& a) {
+      V adds = e.not_(a[5]);
       V o = e.at(a[2], panel.o, 1);
-      for (int j = 0; j < 2 && !first; ++j) {
+      for (int j = 0; j < 2; ++j) {
         V alpha = e.vload(DType::F32, stat(a[2], kAlpha, j));
-        e.if_(e.any(e.ne(alpha, e.splat(e.f(1)))), [&] {
+        V rescales = e.any(e.ne(alpha, e.splat(e.f(1))));
+        e.if_(e.and_(adds, rescales), [&] {
           e.loop(e.i(0), e.i(size.value_dim), 4, [&](V d) {
             V row = e.at(e.at(o, e.mul(d, kLd), 1), j * L);
             for (int u = 0; u < 4; ++u) {
@@ -240,7 +244,7 @@ struct Forward {
         for (int i = 0; i < kStreams; ++i)
           fetch_some(e, record(a[4], i), rows_of(i));
       };
-      pair_product(e, m, e.i(size.value_dim), a[3], !first);
+      pair_product(e, m, e.i(size.value_dim), a[3], adds);
     });
   }
 
@@ -264,11 +268,8 @@ struct Forward {
             e.at(before.unit, panel.stats, 1),
             from(part(at.keep), before.first, kLd), left});
     e.if_(e.gt(left, e.i(0)), [&] {
-      Vs args = {from(part(at.v), before.first, 2 * kSplitPlanes), p,
-                 before.unit, left, part(at.streams)};
-      e.if_(
-          before.opens, [&] { e.call(values(true), args); },
-          [&] { e.call(values(false), args); });
+      e.call(values(), {from(part(at.v), before.first, 2 * kSplitPlanes), p,
+                        before.unit, left, part(at.streams), before.opens});
     });
   }
 

@@ -88,7 +88,7 @@ void emit_logits(Emit& e, const Chunk& c) {
     pair_product(e,
                  l.product(weights, l.row(l.dim),
                            l.panel(e, e.buffer(3), l.dim, t, e.i(0)), sums),
-                 e.i(c.block), e.i(l.dim), false);
+                 e.i(c.block), e.i(l.dim), e.i1(false));
     auto sum_at = [&](V v, int j) {
       return e.at(sums, e.add(e.mul(v, c.panel), j * L));
     };

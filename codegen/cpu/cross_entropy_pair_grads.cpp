@@ -65,13 +65,10 @@ void emit_pair_dw(Emit& e, const Chunk& c, LossOrder order) {
   begin_pairs(e);
   auto columns = [&](V j, int64_t width) {
     // steps over tokens, so that the columns' pairs stay in L1
-    auto product = [&](V t, V steps, bool accumulate) {
+    e.loop(e.i(0), e.i(l.tokens), kLossSteps, [&](V t) {
+      V steps = e.min(e.i(kLossSteps), e.sub(e.i(l.tokens), t));
       V x = l.panel(e, e.buffer(0), l.tokens, j, t);
-      pair_product(e, product_of(t, x), e.i(c.block), steps, accumulate);
-    };
-    product(e.i(0), e.i(std::min(kLossSteps, l.tokens)), false);
-    e.loop(e.i(kLossSteps), e.i(l.tokens), kLossSteps, [&](V t) {
-      product(t, e.min(e.i(kLossSteps), e.sub(e.i(l.tokens), t)), true);
+      pair_product(e, product_of(t, x), e.i(c.block), steps, e.gt(t, e.i(0)));
     });
     e.loop(e.i(0), n, 1, [&](V v) {
       V at = e.add(e.mul(e.add(first, v), d), j);
@@ -148,10 +145,7 @@ void emit_pair_dx(Emit& e, const Chunk& c) {
       e.loop(e.i(0), e.i(kPairStep), c.panel, [&](V lane) {
         PairProduct m = l.product(weights, l.weights_ld(), e.at(pairs, lane),
                                   sums_of(e.add(t, lane)));
-        e.if_(
-            e.eq(v, e.i(0)),
-            [&] { pair_product(e, m, channels, steps, false); },
-            [&] { pair_product(e, m, channels, steps, true); });
+        pair_product(e, m, channels, steps, e.gt(v, e.i(0)));
       });
     });
   });

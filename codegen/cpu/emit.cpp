@@ -491,6 +491,10 @@ Vs Emit::while_(Vs init, const std::function<V(const Vs&)>& cond,
 
 Vs Emit::if_values(V c, const std::function<Vs()>& then,
                    const std::function<Vs()>& otherwise) {
+  if (auto* known = dyn_cast<ConstantInt>(c)) {
+    if (known->isOne()) return then();
+    return otherwise ? otherwise() : Vs{};
+  }
   auto& b = p_->b;
   LLVMContext& ctx = p_->module.getContext();
   auto* yes = BasicBlock::Create(ctx, "then", p_->fn);

@@ -105,7 +105,7 @@ Fn MatmulBody::pair_tile(int64_t cols) {
       });
     };
     if (p.overlaps) m.beside = beside;
-    pair_product(e, m, e.i(kPairStep), x[3], false);
+    pair_product(e, m, e.i(kPairStep), x[3], e.i1(false));
     if (!p.overlaps) return;
     V rest = e.add(t.from, e.mul(e.lshr(x[3], e.i(5)), parts * rows));
     e.if_(e.lt(rest, t.end), [&] {

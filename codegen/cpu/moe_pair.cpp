@@ -148,11 +148,8 @@ V PairExperts::sum_block(V sums, V number, V c) {
 
 void PairExperts::add_product(V from, V valid, int64_t width, SplitKind job,
                               V record, const Vs& args) {
-  auto run = [&](bool accumulate) {
-    call_product(valid, width, accumulate, job, record, args);
-  };
-  if (fit.features == s.hidden) return run(false);
-  e.if_(e.eq(from, e.i(0)), [&] { run(false); }, [&] { run(true); });
+  V adds = fit.features == s.hidden ? e.i1(false) : e.gt(from, e.i(0));
+  call_product(valid, width, adds, job, record, args);
 }
 
 SplitSource PairExperts::weights(V first, V second, int64_t stride,
@@ -217,15 +214,15 @@ V PairExperts::take_channels(const WeightBlocks& w, V from, int64_t width, V c,
                       source, e.or_(here, more), turns);
 }
 
-Fn PairExperts::product(int64_t width, bool accumulate, int64_t a_step,
-                        SplitKind job, int64_t fetch, int vectors) {
+Fn PairExperts::product(int64_t width, int64_t a_step, SplitKind job,
+                        int64_t fetch, int vectors) {
   std::string name = "product" + std::to_string(width) + "_" +
                      std::to_string(vectors) + "_" + std::to_string(a_step) +
                      "_" + std::to_string(int(job)) + "_" +
-                     std::to_string(fetch) + (accumulate ? "add" : "");
+                     std::to_string(fetch);
   const int64_t left = 2 * planes;  // bytes of an element
   if (!a_step) a_step = kPairStep;
-  std::vector<Ty> params = {Ty::Ptr, Ty::Ptr, Ty::Ptr, Ty::I64};
+  std::vector<Ty> params = {Ty::Ptr, Ty::Ptr, Ty::Ptr, Ty::I64, Ty::I1};
   if (job != SplitKind::None) params.push_back(Ty::Ptr);
   if (fetch) params.push_back(Ty::Ptr);
   return e.define(name, params, [&](const Vs& a) {
@@ -254,20 +251,24 @@ Fn PairExperts::product(int64_t width, bool accumulate, int64_t a_step,
                   .vectors = vectors,
                   .beside = beside,
                   .planes = planes,
-                  .job = job != SplitKind::None ? a[4] : nullptr,
+                  .job = job != SplitKind::None ? a[5] : nullptr,
                   .job_kind = job},
-                 e.i(kPairStep), a[3], accumulate);
-    for (int r = 0; vectors < 2 && !accumulate && r < kPairStep; ++r)
-      e.vstore(DType::F32, e.zero(Ty::F32, 0),
-               e.at(a[2], r * kPanel + kPanel / 2));
+                 e.i(kPairStep), a[3], a[4]);
+    if (vectors == 2) return;
+    e.if_(e.not_(a[4]), [&] {
+      for (int r = 0; r < kPairStep; ++r)
+        e.vstore(DType::F32, e.zero(Ty::F32, 0),
+                 e.at(a[2], r * kPanel + kPanel / 2));
+    });
   });
 }
 
-void PairExperts::call_product(V valid, int64_t width, bool accumulate,
+void PairExperts::call_product(V valid, int64_t width, V accumulate,
                                SplitKind job, V record, Vs args) {
+  args.push_back(accumulate);
   if (job != SplitKind::None) args.push_back(record);
   auto run = [&](int vectors) {
-    e.call(product(width, accumulate, 0, job, 0, vectors), args);
+    e.call(product(width, 0, job, 0, vectors), args);
   };
   e.if_(e.gt(valid, e.i(kPanel / 2)), [&] { run(2); }, [&] { run(1); });
 }
@@ -279,10 +280,11 @@ Fn PairExperts::flip(int rows, bool bias, int64_t stride) {
   return e.define(name, params, [&, rows](const Vs& a) {
     const int L = e.lanes();
     V mask = rows < kPairStep ? e.mask(e.i(rows), 2 * L) : nullptr;
-    auto half = [&](int first) {
+    e.loop(e.i(0), e.min(a[3], e.i(kPanel)), L, [&](V first) {
+      V from = e.at(a[0], first), to = e.at(a[2], e.mul(first, stride), size);
       auto row = [&](int r) {
         if (r >= rows) return e.zero(Ty::F32, 0);
-        V x = e.vload(DType::F32, e.at(a[0], r * kPanel + first));
+        V x = e.vload(DType::F32, e.at(from, r * kPanel));
         if (!bias) return x;
         return e.add(x, e.splat(e.load(dtype, e.at(a[1], r, size))));
       };
@@ -297,25 +299,24 @@ Fn PairExperts::flip(int rows, bool bias, int64_t stride) {
       }
       if (s.bf16) turned = e.transpose(turned);
       auto store = [&](int lane) {
-        V p = e.at(a[2], (first + lane) * stride, size);
+        V p = e.at(to, lane * stride, size);
         if (s.bf16)
           return e.store_raw(e.revector(turned[lane], Ty::I16), p, 2, mask);
         for (int r = 0; r < rows; r += L)
           e.vstore(DType::F32, turned[lane + r], e.at(p, r),
                    r + L > rows ? e.mask(e.i(rows - r)) : nullptr);
       };
+      V left = e.sub(a[3], first);
       e.if_(
-          e.ge(a[3], e.i(first + L)),
+          e.ge(left, e.i(L)),
           [&] {
             for (int lane = 0; lane < L; ++lane) store(lane);
           },
           [&] {
             for (int lane = 0; lane < L; ++lane)
-              e.if_(e.lt(e.i(first + lane), a[3]), [&] { store(lane); });
+              e.if_(e.lt(e.i(lane), left), [&] { store(lane); });
           });
-    };
-    half(0);
-    e.if_(e.gt(a[3], e.i(L)), [&] { half(L); });
+    });
   });
 }
 

@@ -107,17 +107,16 @@ struct PairExperts {
   V split_turns(const ExpertTask&, int64_t k, int64_t products);
   // Bytes of one for weights.
   static int64_t weights_bytes(const MoeSpec&, const PairCut&);
-  // product(A, B, C, k): 32 x 32 of C (+)= A B; B has 32 lanes. A's rows are
-  // `width` elements apart, or are panels of 32 slots a_step elements apart.
-  // With a job its record is a fifth argument; with `fetch` the last is where
-  // the sums will go, 32 rows so many bytes apart, which is asked for. Of C's
-  // two vectors the second may be left zero.
-  Fn product(int64_t width, bool accumulate, int64_t a_step = 0,
-             SplitKind job = SplitKind::None, int64_t fetch = 0,
-             int vectors = 2);
+  // product(A, B, C, k, accumulate): 32 x 32 of C (+)= A B; B has 32 lanes. A's
+  // rows are `width` elements apart, or are panels of 32 slots a_step elements
+  // apart. With a job its record is a sixth argument; with `fetch` the last is
+  // where the sums will go, 32 rows so many bytes apart, which is asked for. Of
+  // C's two vectors the second may be left zero.
+  Fn product(int64_t width, int64_t a_step = 0, SplitKind job = SplitKind::None,
+             int64_t fetch = 0, int vectors = 2);
   // Calls it with A, B, C and k for `valid` slots in the lanes: the half
   // without any is zero.
-  void call_product(V valid, int64_t width, bool accumulate, SplitKind job,
+  void call_product(V valid, int64_t width, V accumulate, SplitKind job,
                     V record, Vs args);
   // flip(C, bias, dst, lanes): dst[lane][row] = C[row][lane] + bias[row] for
   // `rows` rows of C and the first `lanes` lanes; stride in elements.

@@ -205,7 +205,7 @@ struct Hidden : PairExperts {
                     turned);
         }
         for_panels(t.count, [&](V first, V valid, V number) {
-          call_product(valid, dim, false, job, part(at.job),
+          call_product(valid, dim, e.i1(false), job, part(at.job),
                        {down, panel(at.g, number, x_panel), sums, e.i(dim)});
           V h = e.add(e.mul(e.add(t.panel, number), s.hidden_rows()), f);
           V a = e.add(e.mul(e.add(t.panel, number), s.hidden), f);
@@ -238,7 +238,7 @@ struct Hidden : PairExperts {
                       {up_rows, panel(at.up, number, h_panel), dx, e.i(k)});
           if (gated)
             call_product(
-                valid, k, true, job, part(at.job),
+                valid, k, e.i1(true), job, part(at.job),
                 {gate_rows, panel(at.gate, number, h_panel), dx, e.i(k)});
           V to = e.add(e.mul(e.add(t.slot, first), s.dim), c);
           if_last(from, width, [&] {

@@ -170,7 +170,7 @@ struct Forward : PairExperts {
       for_panels(t.count, [&](V, V valid, V number) {
         V x = e.at(part(at.x), e.mul(number, x_panel), 1), c = part(at.h);
         auto multiply = [&](V rows, V sums) {
-          call_product(valid, dim, false,
+          call_product(valid, dim, e.i1(false),
                        ahead ? SplitKind::Rows : SplitKind::None, part(at.job),
                        {rows, x, sums, e.i(dim)});
         };

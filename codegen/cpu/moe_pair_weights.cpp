@@ -252,23 +252,17 @@ struct Weights : PairExperts {
           V kept = e.select(e.eq(chunks, e.i(1)), e.i(0), number);
           V sums = e.at(part(at.sums), e.mul(kept, kBlock), 1);
           V r = e.at(part(at.r), e.mul(c, gathered * 2 * planes), 1);
-          Vs args{a, r, sums, k};
+          Vs args{a, r, sums, k, e.gt(chunk, e.i(0))};
           if (ahead) args.push_back(part(at.job));
           V channel = e.add(column, c);
           V index = down ? e.add(e.mul(channel, s.hidden), f)
                          : e.add(e.mul(f, s.dim), channel);
           V to = e.at(weight, index, size);
           if (planes > 1) args.push_back(to);
-          auto multiply = [&](bool accumulate) {
-            e.call(planes > 1
-                       ? product(strip, accumulate, 0, job,
-                                 4 * (down ? s.hidden : s.dim))
-                       : product(kPanel, accumulate, p.feature_rows * kPanel),
-                   args);
-          };
-          e.if_(
-              e.eq(chunk, e.i(0)), [&] { multiply(false); },
-              [&] { multiply(true); });
+          e.call(planes > 1
+                     ? product(strip, 0, job, 4 * (down ? s.hidden : s.dim))
+                     : product(kPanel, p.feature_rows * kPanel),
+                 args);
           e.if_(is_last, [&] {
             if (down)
               return call_flip(

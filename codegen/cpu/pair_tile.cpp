@@ -102,31 +102,36 @@ void split_steps(Emit& e, const PairProduct& m, V a, V k) {
 }
 
 void product_in_tiles(Emit& e, const PairProduct& m, V rows, V k,
-                      bool accumulate) {
+                      V accumulate) {
   V ldc = e.i(m.ldc);
   e.loop(e.i(0), rows, 32, [&](V row) {
     V a = e.at(m.a, e.mul(row, m.lda), 1), c = e.at(m.c, e.mul(row, m.ldc), 1);
     auto sums = [&](int t) {
       return e.at(c, t / 2 * 16 * m.ldc + t % 2 * 64, 1);
     };
-    for (int t = 0; t < 4; t += 3 - m.vectors)
-      accumulate ? e.tile_load(kSums + t, sums(t), ldc)
-                 : e.tile_zero(kSums + t);
+    auto for_sums = [&](auto&& f) {
+      for (int t = 0; t < 4; t += 3 - m.vectors) f(t);
+    };
+    e.if_(
+        accumulate,
+        [&] { for_sums([&](int t) { e.tile_load(kSums + t, sums(t), ldc); }); },
+        [&] { for_sums([&](int t) { e.tile_zero(kSums + t); }); });
     m.planes > 1 ? split_steps(e, m, a, k) : plain_steps(e, m, a, k);
-    for (int t = 0; t < 4; t += 3 - m.vectors)
-      e.tile_store(kSums + t, sums(t), ldc);
+    for_sums([&](int t) { e.tile_store(kSums + t, sums(t), ldc); });
   });
 }
 
 void product_in_vectors(Emit& e, const PairProduct& m, V rows, V k,
-                        bool accumulate) {
+                        V accumulate) {
   MOEC_CHECK(!m.beside && m.planes == 1);
   const int L = e.lanes(), R = tile_rows(e.target());
   const int cols = m.vectors;
   LaneTile t{R, cols, L};
   e.loop(e.i(0), rows, R, [&](V row) {
     V c = e.at(m.c, e.mul(row, m.ldc), 1);
-    Vs acc = accumulate ? load_tile(e, t, c, m.ldc / 4) : zero_tile(e, t);
+    Vs acc = e.if_values(
+        accumulate, [&] { return load_tile(e, t, c, m.ldc / 4); },
+        [&] { return zero_tile(e, t); });
     const size_t sums = acc.size();
     acc.push_back(e.at(m.a, e.mul(row, m.lda), 1));
     acc.push_back(m.b);
@@ -171,7 +176,7 @@ void end_pairs(Emit& e) {
   if (e.target().amx_bf16) e.tile_release();
 }
 
-void pair_product(Emit& e, const PairProduct& m, V rows, V k, bool accumulate) {
+void pair_product(Emit& e, const PairProduct& m, V rows, V k, V accumulate) {
   if (e.target().amx_bf16)
     product_in_tiles(e, m, rows, k, accumulate);
   else

@@ -58,7 +58,7 @@ struct PairProduct {
 inline int beside_parts(int planes) { return planes > 1 ? 4 : 1; }
 // C (+)= A B over `k` elements for `rows` rows. Between begin_pairs and
 // end_pairs, one of each a kernel.
-void pair_product(Emit&, const PairProduct&, V rows, V k, bool accumulate);
+void pair_product(Emit&, const PairProduct&, V rows, V k, V accumulate);
 void begin_pairs(Emit&);
 void end_pairs(Emit&);
 
