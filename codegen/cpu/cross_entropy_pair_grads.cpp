@@ -131,8 +131,9 @@ void emit_pair_dx(Emit& e, const Chunk& c) {
     V weights = planes;
     if (l.split())
       with_width([&](int64_t width) {
-        pack_transposed(e, l.rows(source, d, e.i(c.spec.vocab), width), v,
-                        steps, planes, l.weights_ld());
+        PairRows rows = l.rows(source, d, e.i(c.spec.vocab), width);
+        rows.ahead = kPairStep * d;
+        pack_transposed(e, rows, v, steps, planes, l.weights_ld());
       });
     else
       weights = e.at(e.at(e.buffer(0), e.mul(from, l.weights_ld()), 1), v, 2);

@@ -250,17 +250,17 @@ struct Pack {
   // The same from lines of constant k: pairs of lines, turned in registers.
   void turned_tiles(V src, V dst, V kk, int64_t pitch, V count) {
     Fn turn = e.define("turn", {Ty::Ptr, Ty::I64, Ty::Ptr}, [&](const Vs& a) {
+      if (planes > 1)
+        return split_turned(
+            e,
+            [&](V first, int k) {
+              V line = element(a[0], e.mul(a[1], first));
+              return e.vload(o.dtype, element(line, e.mul(a[1], k)));
+            },
+            [&](V r, const Vs& row) {
+              store(row, e.at(a[2], e.mul(r, 16)), kTileUnits, 4 * L);
+            });
       auto line = [&](int k) { return element(a[0], e.mul(a[1], k)); };
-      if (planes > 1) {
-        Vs halves[2];
-        for (int k = 0; k < 2 * L; ++k)
-          halves[k / L].push_back(e.vload(o.dtype, line(k)));
-        for (Vs& x : halves) x = e.transpose(x);
-        for (int r = 0; r < L; ++r)
-          store(split_row(e, halves[0][r], halves[1][r]), e.at(a[2], r * 16),
-                kTileUnits, 4 * L);
-        return;
-      }
       Vs x;
       for (int k = 0; k < 2 * L; k += 2)
         x.push_back(units_across(line(k), line(k + 1), nullptr)[0]);

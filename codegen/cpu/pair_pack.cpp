@@ -159,28 +159,50 @@ void pack_interleaved(Emit& e, const PairRows& rows, V from, V n, V dst,
   });
 }
 
+namespace {
+
+void pack_transposed_planes(Emit& e, const PairRows& rows, V from, V n, V dst,
+                            int64_t ld) {
+  const int L = e.lanes();
+  V src = e.local(8 * 2 * L);  // the rows' addresses
+  e.loop(e.i(0), n, 2 * L, [&](V r) {
+    V first_row = e.add(from, r);
+    e.loop(e.i(0), e.i(2 * L), 1, [&](V k) {
+      V p = row_address(e, rows, e.add(first_row, k));
+      e.store_raw(p, e.at(src, k, 8), 8);
+    });
+    V to = e.at(dst, r, 2 * rows.planes);
+    for_channels(e, rows.channels, L, [&](V c, int64_t n) {
+      V column = e.at(to, e.mul(c, ld), 1);
+      split_turned(
+          e,
+          [&](V first, int k) {
+            V at = e.at(e.at(src, first, 8), k, 8);
+            V p = e.at(e.load_raw(Ty::Ptr, at, -1, 8), c);
+            if (rows.ahead) e.prefetch(e.at(p, rows.ahead), 2);
+            return load_f32(e, p, n);
+          },
+          [&](V k, const Vs& row) {
+            store_planes(e, row, e.at(column, e.mul(k, ld), 1), 2 * kPairStep,
+                         4);
+          });
+    });
+  });
+}
+
+}  // namespace
+
 void pack_transposed(Emit& e, const PairRows& rows, V from, V n, V dst,
                      int64_t ld) {
+  if (rows.planes > 1) return pack_transposed_planes(e, rows, from, n, dst, ld);
   const int L = e.lanes();
   e.loop(e.i(0), n, 2 * L, [&](V r) {
     Vs src;
     for (int k = 0; k < 2 * L; ++k)
       src.push_back(row_address(e, rows, e.add(e.add(from, r), k)));
-    V to = e.at(dst, r, 2 * rows.planes);
+    V to = e.at(dst, r, 2);
     for_channels(e, rows.channels, L, [&](V c, int64_t n) {
       V column = e.at(to, e.mul(c, ld), 1);
-      if (rows.planes > 1) {
-        Vs halves[2];
-        for (int k = 0; k < 2 * L; ++k) {
-          V p = e.at(src[k], c);
-          if (rows.ahead) e.prefetch(e.at(p, rows.ahead), 2);
-          halves[k / L].push_back(load_f32(e, p, n));
-        }
-        for (Vs& x : halves) x = e.transpose(x);
-        for (int k = 0; k < L; ++k)
-          store_row(e, halves[0][k], halves[1][k], e.at(column, k * ld, 1));
-        return;
-      }
       Vs x;
       for (int k = 0; k < L; ++k)
         x.push_back(n ? load_two_rows(e, e.at(src[2 * k], c, 2),

@@ -7,6 +7,8 @@
 // Intelligence Datatype For Higher-Precision Computations", ARITH 2019; XLA
 // calls the algorithm BF16_BF16_F32_X6.
 #pragma once
+#include <functional>
+
 #include "codegen/cpu/emit.h"
 
 namespace moec {
@@ -24,5 +26,9 @@ V join_row(Emit&, V first, V second);
 Vs split_pair(Emit&, V low, V high);
 Vs split_row(Emit&, V first, V second);
 void store_planes(Emit&, const Vs& planes, V to, int64_t distance, int align);
+// put(r, planes) for lanes() rows of 2 * lanes() elements that stand in
+// columns: load(first, k) is the column `first` + k, of which k counts lanes().
+void split_turned(Emit&, const std::function<V(V first, int k)>& load,
+                  const std::function<void(V r, const Vs& planes)>& put);
 
 }  // namespace moec
