@@ -25,7 +25,7 @@ struct Layout {
     p = s + 2 * kPairStep * panel * 4;
     o = p + keys * panel * 2;
     stats = o + n.value_dim * panel * 4;
-    keep = stats + 4 * panel * 4;
+    keep = stats + 5 * panel * 4;
     streams = keep + (spec.dropout > 0 ? keys * panel * 4 : 0);
     end = streams + 4 * kFetchBytes;
   }
@@ -33,7 +33,7 @@ struct Layout {
 // Rows of the statistics. kMax, in base 2, is what weights are taken from, no
 // less than the largest; kBest is the largest score of a strip; kOutside is
 // that of power_pair_inside.
-enum Stat { kMax, kSum, kBest, kAlpha, kOutside = kAlpha };
+enum Stat { kMax, kSum, kBest, kAlpha, kOrigin, kOutside = kAlpha };
 // What kMax is raised above a score that exceeds it, so that few do.
 constexpr double kRoom = 8;
 
@@ -44,6 +44,16 @@ struct Forward {
   const PairSizes size{s};
   const PackedKeys packed{s};
   const bool drop = s.dropout > 0;
+  // dropout needs f32 weights
+  const bool integer = e.target().vbmi && !drop;
+  // multiplications do not go beside tile products as integers do
+  const bool beside = integer && e.target().amx_bf16;
+
+  // What is added to a score times its factor, less the maximum.
+  V origin(V max) {
+    V down = e.neg(max);
+    return integer ? power_origin(e, down) : down;
+  }
 
   // raise(stats, P, n, Ot, d): kMax above kBest; the sums, the weights of n
   // keys of this block and d channels of the output follow
@@ -58,6 +68,7 @@ struct Forward {
         V m = e.select(e.gt(best, old), e.add(best, e.f(kRoom)), old);
         V alpha = exp2_fast(e, e.sub(old, m));
         e.vstore(DType::F32, m, stat(kMax));
+        e.vstore(DType::F32, origin(m), stat(kOrigin));
         e.vstore(DType::F32, e.mul(e.vload(DType::F32, stat(kSum)), alpha),
                  stat(kSum));
         e.loop(e.i(0), a[2], 2, [&](V k) {
@@ -90,10 +101,6 @@ struct Forward {
     V sums[2] = {}, outside[2] = {};  // addresses
     V origin[2] = {};
   };
-  // dropout needs f32 weights
-  const bool integer = e.target().vbmi && !drop;
-  // multiplications do not go beside tile products as integers do
-  const bool beside = integer && e.target().amx_bf16;
 
   // P = exp2(c S - max) of `pairs` pairs of keys from the key `k` on, and what
   // the sums become, or what lies outside if it is `quick`; without `all`, no
@@ -205,8 +212,7 @@ struct Forward {
     for (int j = 0; j < 2; ++j) {
       w.sums[j] = stat(a[kStats], kSum, j);
       w.outside[j] = stat(a[kStats], kOutside, j);
-      V down = e.neg(e.vload(DType::F32, stat(a[kStats], kMax, j)));
-      w.origin[j] = integer ? power_origin(e, down) : down;
+      w.origin[j] = e.vload(DType::F32, stat(a[kStats], kOrigin, j));
     }
     return w;
   }
@@ -427,7 +433,9 @@ struct Forward {
     Fn pack = pack_columns_function(e, "pack", s.q.row, s.dim, s.scale < 0, 1);
     for (int j = 0; j < 2; ++j) {
       e.call(pack, {q, count, e.i(j * L), e.at(qt, j * L)});
-      e.vstore(DType::F32, e.splat(e.f(kLowest)), e.at(stat(kMax), j * L));
+      V lowest = e.splat(e.f(kLowest));
+      e.vstore(DType::F32, lowest, e.at(stat(kMax), j * L));
+      e.vstore(DType::F32, origin(lowest), e.at(stat(kOrigin), j * L));
       e.vstore(DType::F32, e.zero(Ty::F32, 0), e.at(stat(kSum), j * L));
     }
     const int64_t shift = s.k_len - s.q_len, block = packed.block_keys;
