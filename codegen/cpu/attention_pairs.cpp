@@ -55,9 +55,11 @@ Vs pair_maxima(Emit& e, const AttentionSpec& s, V scores, int64_t ld, V from,
   });
 }
 
-Fn pack_columns_function(Emit& e, const std::string& name, int64_t stride,
-                         int64_t channels, bool negate, int planes) {
+Fn pack_columns_function(Emit& e, int64_t stride, int64_t channels, bool negate,
+                         int planes) {
   const int64_t ld = panel_lanes(e.target()) * 4;
+  const std::string name = "pack" + std::to_string(stride) + "_" +
+                           std::to_string(channels) + (negate ? "neg" : "");
   return e.define(name, {Ty::Ptr, Ty::I64, Ty::I64, Ty::Ptr},
                   [=, &e](const Vs& a) {
                     PairRows rows{a[0], stride, a[1], channels, planes};

@@ -94,8 +94,8 @@ Vs pair_maxima(Emit&, const AttentionSpec&, V scores, int64_t ld, V from, V to,
 
 // Functions pack(rows, count, from, dst) of lanes() rows and unpack(src,
 // factor, dst, count) of as many columns, as pack_columns and unpack_columns.
-Fn pack_columns_function(Emit&, const std::string& name, int64_t stride,
-                         int64_t channels, bool negate, int planes);
+Fn pack_columns_function(Emit&, int64_t stride, int64_t channels, bool negate,
+                         int planes);
 Fn unpack_columns_function(Emit&, const std::string& name, int64_t stride,
                            int64_t channels, const std::vector<int>& row_of,
                            int planes);

@@ -23,10 +23,8 @@ struct Backward : PairBackward {
     V all = e.min(e.i(together), e.sub(e.i(size.query_rows), low));
     PairRows q{h.q, s.q.row, count, s.dim, planes};
     PairRows g{h.dout, s.o.row, count, s.value_dim, planes};
-    Fn pack_q =
-        pack_columns_function(e, "packq", s.q.row, s.dim, s.scale < 0, planes);
-    Fn pack_g =
-        pack_columns_function(e, "packg", s.o.row, s.value_dim, false, planes);
+    Fn pack_q = pack_columns_function(e, s.q.row, s.dim, s.scale < 0, planes);
+    Fn pack_g = pack_columns_function(e, s.o.row, s.value_dim, false, planes);
     // these read row by row, which the hardware fetches ahead best
     pack_interleaved(e, q, low, all, part(at.q), size.dim * 4);
     pack_interleaved(e, g, low, all, part(at.g), size.value_dim * 4);

@@ -108,6 +108,7 @@ struct PairBackward {
     V rel, left;
     V lse[2] = {}, delta[2] = {};
     bool masked = false;
+    V exists = nullptr;  // if it may not
   };
   // P = exp2(c S - lse) and dS = P (dP - delta) of the keys i and i + 1.
   void weigh(const Strip&, V i);

@@ -430,7 +430,7 @@ struct Forward {
     start(kNextK, share(keys, next.k, packed.row));
     start(kNextV, share(values_t, next.vt, 2 * size.value_dim));
 
-    Fn pack = pack_columns_function(e, "pack", s.q.row, s.dim, s.scale < 0, 1);
+    Fn pack = pack_columns_function(e, s.q.row, s.dim, s.scale < 0, 1);
     for (int j = 0; j < 2; ++j) {
       e.call(pack, {q, count, e.i(j * L), e.at(qt, j * L)});
       V lowest = e.splat(e.f(kLowest));

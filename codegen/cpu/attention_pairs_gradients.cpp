@@ -14,8 +14,9 @@ int64_t group_queries(const AttentionSpec& s) {
 
 std::function<void(V, int)> PairBackward::fetch_from(V streams) {
   return [this, streams](V, int) {
-    for (int i = 0; i < kStreams; ++i)
-      fetch_some(e, record(streams, i), rows_of(i));
+    std::vector<FetchedRows> all;
+    for (int i = 0; i < kStreams; ++i) all.push_back(rows_of(i));
+    fetch_some(e, streams, all);
   };
 }
 
@@ -52,8 +53,11 @@ void PairBackward::weigh_beside(const Strip& t, V i) {
   auto at = [&](V rows, int64_t ld) { return e.at(rows, e.mul(i, ld), 1); };
   // a causal mask compares it with the lanes, else it is what is past the last
   V key = e.add(e.add(t.key, i), s.causal ? t.rel : e.neg(t.left));
-  e.call(f, {at(t.scores, ld), at(t.p, block_row), at(t.ds, block_row),
-             at(t.pairs, ld / 2), t.stats, at(t.keep, ld), key});
+  auto make = [&] {
+    e.call(f, {at(t.scores, ld), at(t.p, block_row), at(t.ds, block_row),
+               at(t.pairs, ld / 2), t.stats, at(t.keep, ld), key});
+  };
+  e.if_(t.exists ? t.exists : e.i1(true), make);
 }
 
 void PairBackward::weigh(const Strip& t, V i) {
@@ -174,16 +178,23 @@ Fn PairBackward::gradients(bool masked) {
     };
     e.if_(e.lt(low, high), [&] {
       Vs tiles = {a[kTiles], e.at(a[kTiles], at.other - at.s, 1)};
-      multiply(low, tiles[0], nullptr);
-      tiles = e.loop(low, last, kPairStep, tiles, [&](V k, Vs tiles) {
+      const bool beside = planes > 1;
+      V first = low;
+      if (beside) {  // the first strip comes beside nothing
+        first = e.add(low, -kPairStep);
+        std::swap(tiles[0], tiles[1]);
+      } else {
+        multiply(low, tiles[0], nullptr);
+      }
+      tiles = e.loop(first, last, kPairStep, tiles, [&](V k, Vs tiles) {
         Strip t = strip_at(k, tiles[0]);
-        const bool beside = planes > 1;
+        if (beside) t.exists = e.ge(k, low);
         multiply(e.add(k, kPairStep), tiles[1], beside ? &t : nullptr);
         if (!beside) finish(t, e.i(0));
         return Vs{tiles[1], tiles[0]};
       });
       Strip t = strip_at(last, tiles[0]);
-      if (planes > 1) {
+      if (beside) {
         add_queries(low, e.sub(last, low), &t);
         add_queries(last, e.i(kPairStep), nullptr);
       } else {

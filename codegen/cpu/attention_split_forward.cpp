@@ -114,8 +114,7 @@ struct Forward {
   // P^T of `n` pairs of keys from the pair `first` on, and their sums, by
   // weigh(S, P, stats, keep).
   void weigh(const Weights& w, V first, int n) {
-    const std::string name = "weigh" + std::to_string(n);
-    Fn f = e.define(name, std::vector<Ty>(4, Ty::Ptr), [&](const Vs& a) {
+    Fn f = e.define("weigh", std::vector<Ty>(4, Ty::Ptr), [&](const Vs& a) {
       V factor = e.splat(e.f(pair_factor(s)));
       for (int j = 0; j < 2; ++j) {
         auto stat = [&](Stat k) { return e.at(a[2], k * kPanel + j * L); };
@@ -150,39 +149,32 @@ struct Forward {
     std::vector<Ty> params(9, Ty::Ptr);
     params[3] = params[8] = Ty::I64;
     return e.define("step", params, [&](const Vs& a) {
-      constexpr int kPairs = kPairStep / 2;
+      // the steps of a product that do a share of a strip each, in parts
+      const int64_t steps = size.dim / kPairStep;
+      const int shares = steps >= 4 ? 4 : steps >= 2 ? 2 : 1;
+      const int parts = beside_parts(kSplitPlanes), pairs = kPairStep / 2;
+      const int n = pairs / shares / parts;
       auto strip = [&](V k) {
         return Weights{e.at(a[4], e.mul(k, kLd), 1),
                        e.at(a[5], e.mul(k, kLd / 2 * kSplitPlanes), 1), a[6],
                        e.at(a[7], e.mul(k, kLd), 1)};
       };
-      auto scores = [&](V k, const Weights* beside) {
+      e.loop(e.i(0), a[3], kPairStep, [&](V k) {
         PairProduct m = product(e.at(a[0], e.mul(k, size.row_k), 1), size.row_k,
                                 a[1], e.at(a[2], e.mul(k, kLd), 1));
-        const int64_t steps = size.dim / kPairStep;
-        const int shares = steps >= 4 ? 4 : steps >= 2 ? 2 : 1;
-        const int parts = beside_parts(kSplitPlanes),
-                  n = kPairs / shares / parts;
-        auto some = [&](V x, int part) {
-          auto body = [&] {
-            V first = e.mul(e.lshr(x, e.i(5)), kPairs / shares);
-            weigh(*beside, e.add(first, part * n), n);
-          };
-          if (steps == shares) return body();
-          e.if_(e.lt(x, e.i(shares * kPairStep)), body);
+        m.beside = [&](V x, int part) {
+          V here = e.lt(k, a[8]);
+          if (steps > shares)
+            here = e.and_(here, e.lt(x, e.i(shares * kPairStep)));
+          e.if_(here, [&] {
+            V first = e.mul(e.lshr(x, e.i(5)), pairs / shares);
+            weigh(strip(k), e.add(first, part * n), n);
+          });
         };
-        if (beside) m.beside = some;
         pair_product(e, m, e.i(kPairStep), e.i(size.dim), e.i1(false));
-      };
-      V both = e.min(a[3], a[8]);
-      e.loop(e.i(0), both, kPairStep, [&](V k) {
-        Weights here = strip(k);
-        scores(k, &here);
       });
-      e.loop(both, a[3], kPairStep, [&](V k) { scores(k, nullptr); });
-      e.loop(both, a[8], kPairStep, [&](V k) {
-        Weights here = strip(k);
-        e.loop(e.i(0), e.i(kPairs), 4, [&](V i) { weigh(here, i, 4); });
+      e.loop(e.min(a[3], a[8]), a[8], kPairStep, [&](V k) {
+        e.loop(e.i(0), e.i(pairs), n, [&](V i) { weigh(strip(k), i, n); });
       });
     });
   }
@@ -241,8 +233,9 @@ struct Forward {
       }
       PairProduct m = product(a[0], at.row_v, a[1], o);
       m.beside = [&](V, int) {
-        for (int i = 0; i < kStreams; ++i)
-          fetch_some(e, record(a[4], i), rows_of(i));
+        std::vector<FetchedRows> all;
+        for (int i = 0; i < kStreams; ++i) all.push_back(rows_of(i));
+        fetch_some(e, a[4], all);
       };
       pair_product(e, m, e.i(size.value_dim), a[3], adds);
     });
@@ -309,8 +302,8 @@ struct Forward {
         });
       });
     };
-    Fn pack = pack_columns_function(e, "pack", s.q.row, s.dim, s.scale < 0,
-                                    kSplitPlanes);
+    Fn pack =
+        pack_columns_function(e, s.q.row, s.dim, s.scale < 0, kSplitPlanes);
     for_panels(p0, p1, {}, [&](V h, V q0, V unit, Vs none) {
       V q = e.at(view(0, s.q, h), e.mul(q0, s.q.row));
       V count = e.sub(e.i(s.q_len), q0);

@@ -30,4 +30,12 @@ void fetch_some(Emit& e, V record, const FetchedRows& r) {
   });
 }
 
+void fetch_some(Emit& e, V records, const std::vector<FetchedRows>& all) {
+  Fn fetch = e.define("fetch", {Ty::Ptr}, [&](const Vs& a) {
+    for (size_t i = 0; i < all.size(); ++i)
+      fetch_some(e, e.at(a[0], int64_t(i) * kFetchBytes, 1), all[i]);
+  });
+  e.call(fetch, {records});
+}
+
 }  // namespace moec

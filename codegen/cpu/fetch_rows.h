@@ -2,6 +2,8 @@
 // in tile registers: a burst would fill the miss buffers. An address and a
 // count of lines in memory tell how far it is.
 #pragma once
+#include <vector>
+
 #include "codegen/cpu/emit.h"
 
 namespace moec {
@@ -16,5 +18,7 @@ struct FetchedRows {
 inline constexpr int64_t kFetchBytes = 16;  // of what is in memory
 void start_fetch(Emit&, V record, V base);
 void fetch_some(Emit&, V record, const FetchedRows&);
+// The same of several, whose records follow each other, by one function.
+void fetch_some(Emit&, V records, const std::vector<FetchedRows>&);
 
 }  // namespace moec

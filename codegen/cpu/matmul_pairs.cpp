@@ -85,7 +85,9 @@ Fn MatmulBody::pair_tile(int64_t cols) {
         e.loop(r, e.min(e.add(r, rows), t.end), 1,
                [&](V r) { pair_row(t, r, bases, cols); });
       };
-      if (d.epilogue && !d.cheap_epilogue)
+      if (rows == 1)
+        e.if_(e.lt(r, t.end), [&] { pair_row(t, r, bases, cols); });
+      else if (d.epilogue && !d.cheap_epilogue)
         some();
       else
         e.if_(
