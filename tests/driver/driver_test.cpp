@@ -70,10 +70,13 @@ TEST_CASE_FIXTURE(Fixture, "bench fuse puts the forms of a step side by side") {
   for (auto key : {"fused_step_ms", "grouped_step_ms", "dense_step_ms",
                    "fused_peak_mib", "grouped_peak_mib"})
     CHECK(j[key].get<double>() > 0);
-  for (auto key :
-       {"loss_rel_diff", "grad_rel_diff", "run_loss_rel_diff",
-        "run_grad_rel_diff", "free_loss_rel_diff", "free_control_rel_diff"})
+  for (auto key : {"loss_rel_diff", "grad_rel_diff", "run_loss_rel_diff",
+                   "run_grad_rel_diff", "run_settled_grad_rel_diff",
+                   "free_loss_rel_diff", "free_control_rel_diff"})
     CHECK(j[key].get<double>() < 1e-4);
+  CHECK(j["run_moved_tokens"] == 0);
+  for (auto key : {"free_alike_steps", "free_control_alike_steps"})
+    CHECK(j[key] == 2);
   CHECK(j["forms"].size() == 9);  // and each of six fusions off
   bool found = false;
   for (auto& k : j["kernels"]) {
