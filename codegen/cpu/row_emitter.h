@@ -57,6 +57,8 @@ class RowEvaluator {
   const RowProgram& p_;
   int width_, unroll_;
   bool aligned_random_ = false;
+  // Elementwise programs stream: what follows is asked for.
+  bool streams_ = false;
   Vs uniform_, row_, full_, base_, valid_;
   std::vector<std::array<V, 2>> keys_;
   std::vector<std::array<V, 4>> words_;

@@ -65,6 +65,9 @@ RowEvaluator::RowEvaluator(Emit& e, const RowProgram& p) : e_(e), p_(p) {
   }
   aligned_random_ = aligned_random_ && random;
   unroll_ = aligned_random_ ? 4 : random ? 1 : cost < 8 ? 4 : cost < 30 ? 2 : 1;
+  streams_ = std::ranges::none_of(p.exprs, [](const Expr& x) {
+    return x.kind == ExprKind::Reduce || x.kind == ExprKind::Random;
+  });
   size_t n = p.exprs.size();
   uniform_.assign(n, nullptr);
   base_.assign(n, nullptr);
@@ -243,7 +246,10 @@ V RowEvaluator::load_vector(int i) {
   }
   V v;
   if (stride == 1) {
-    v = e_.vload(a.dtype, e_.at(base_[i], column_, size), mask_, width_);
+    constexpr i64 kAhead = 2048;  // bytes
+    V p = e_.at(base_[i], column_, size);
+    if (streams_) e_.prefetch(e_.at(p, kAhead, 1), 2);
+    v = e_.vload(a.dtype, p, mask_, width_);
   } else if (stride) {
     V p = e_.at(base_[i], e_.mul(column_, stride), size);
     v = e_.vload_strided(a.dtype, p, e_.i(stride), mask_, width_);
