@@ -10,8 +10,6 @@ namespace moec {
 
 inline constexpr int64_t kKeyBlock = 128;
 inline constexpr int64_t kQueryBlock = 128;
-inline constexpr double kLog2e = 1.44269504088896340736;
-inline constexpr double kLn2 = 0.69314718055994530942;
 // Stands for -inf in maxima, so that no difference of two of them is NaN.
 inline constexpr double kLowest = -1e30;
 

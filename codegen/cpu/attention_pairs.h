@@ -92,6 +92,11 @@ V pair_seen(Emit&, const AttentionSpec&, V k, V rel, V left, int col);
 Vs pair_maxima(Emit&, const AttentionSpec&, V scores, int64_t ld, V from, V to,
                Vs best, V first, V rel, V left);
 
+// Of `steps` of a product, so many do a share of the work beside it.
+inline int beside_steps(int64_t steps) {
+  return steps >= 4 ? 4 : steps >= 2 ? 2 : 1;
+}
+
 // Functions pack(rows, count, from, dst) of lanes() rows and unpack(src,
 // factor, dst, count) of as many columns, as pack_columns and unpack_columns.
 Fn pack_columns_function(Emit&, int64_t stride, int64_t channels, bool negate,

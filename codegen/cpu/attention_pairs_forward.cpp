@@ -152,15 +152,12 @@ struct Forward {
     for (int j = 0; j < 2; ++j) e.vstore(DType::F32, sums[j], w.sums[j]);
   }
 
-  // The work beside `steps` is done in so many of them.
-  static int in_parts(int steps) { return steps >= 4 ? 4 : steps >= 2 ? 2 : 1; }
-
   // The scores of a strip, and beside them the quick weights of `before`, if
   // any.
   void score(V k, V q, V to, const Strip* before) {
     PairProduct m{k, packed.row, q, ld, to, ld};
     // in parts of so many pairs
-    const int steps = int(size.dim / kPairStep), parts = in_parts(steps);
+    const int steps = int(size.dim / kPairStep), parts = beside_steps(steps);
     const int n = int(kPairStep) / 2 / parts;
     if (before)
       m.beside = [&](V x, int) {
@@ -338,7 +335,7 @@ struct Forward {
       // of every strip of keys so many pairs are added up beside as many
       // channels
       const int strips = int(size.value_dim / kPairStep);
-      const int parts = in_parts(strips), n = int(kPairStep) / 2 / parts;
+      const int parts = beside_steps(strips), n = int(kPairStep) / 2 / parts;
       e.loop(e.i(0), e.i(size.value_dim), kPairStep, [&](V d) {
         PairProduct some = m;
         some.a = e.at(m.a, e.mul(e.lshr(d, e.i(5)), packed.strip), 1);

@@ -151,7 +151,7 @@ struct Forward {
     return e.define("step", params, [&](const Vs& a) {
       // the steps of a product that do a share of a strip each, in parts
       const int64_t steps = size.dim / kPairStep;
-      const int shares = steps >= 4 ? 4 : steps >= 2 ? 2 : 1;
+      const int shares = beside_steps(steps);
       const int parts = beside_parts(kSplitPlanes), pairs = kPairStep / 2;
       const int n = pairs / shares / parts;
       auto strip = [&](V k) {

@@ -6,9 +6,6 @@ namespace {
 
 using Chunk = CrossEntropyChunk;
 
-constexpr double kLog2e = 1.44269504088896340736;
-constexpr double kLn2 = 0.69314718055994530942;
-
 V scalar_index(Emit& e, V p, V i) {
   return e.sext(e.load(DType::I32, e.at(p, i)), Ty::I64);
 }

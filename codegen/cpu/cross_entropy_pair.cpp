@@ -27,7 +27,6 @@ namespace {
 
 using B = CrossEntropyBuffer;
 using Chunk = CrossEntropyChunk;
-constexpr double kLog2e = 1.44269504088896340736;
 
 // Buffers: W, W^T.
 void emit_weights(Emit& e, const Chunk& c) {

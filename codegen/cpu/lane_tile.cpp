@@ -210,7 +210,7 @@ void zero_fill(Emit& e, V p, V count) {
 
 V sigmoid_fast(Emit& e, V x) {
   // bounded, so that the sum stays finite
-  V z = e.min(e.f(126), e.mul(x, e.f(-1.44269504088896340736)));
+  V z = e.min(e.f(126), e.mul(x, e.f(-kLog2e)));
   return e.reciprocal(e.add(e.f(1), exp2_fast(e, z)));
 }
 

@@ -92,6 +92,8 @@ void copy_rows(Emit&, V src, int64_t src_row, V dst, int64_t dst_row,
 // Zeroes `count` f32 elements.
 void zero_fill(Emit&, V p, V count);
 
+inline constexpr double kLog2e = 1.44269504088896340736;
+inline constexpr double kLn2 = 0.69314718055994530942;
 // 1 / (1 + e^-x).
 V sigmoid_fast(Emit&, V x);
 // 2^x for x < 127; exactly 0 for -inf; relative error 1.5e-7.

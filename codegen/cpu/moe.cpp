@@ -279,7 +279,7 @@ struct Unary {
 
 V sigmoid(Emit& e, V x, bool coarse) {
   if (!coarse) return sigmoid_fast(e, x);
-  V z = e.min(e.f(100), e.mul(x, e.f(-1.44269504088896340736)));
+  V z = e.min(e.f(100), e.mul(x, e.f(-kLog2e)));
   return e.reciprocal(e.add(e.f(1), exp2_coarse(e, z)));
 }
 

@@ -211,20 +211,9 @@ constexpr double kIntegers = 12582912;  // 1.5 * 2^23
 constexpr int kPowerBits = 9, kBf16Bits = 7;
 static_assert(kPowerSteps == 1 << kPowerBits);
 
-}  // namespace
-
-V power_origin(Emit& e, V b) {
-  constexpr int half = 1 << (kPowerBits - kBf16Bits - 1);  // rounds
-  V n = e.fma(b, e.f(kPowerSteps), e.f(kIntegers + 127 * kPowerSteps + half));
-  // so large that rounding could raise it past 16 bits: lower it by more
-  constexpr double kLarge = 1 << 30, kShare = 1.0 / (1 << 22);
-  V past = e.max(e.fma(e.abs(b), e.f(kPowerSteps), e.f(-kLarge)), e.f(0));
-  return e.fma(past, e.f(-kShare), n);
-}
-
 // What the integers in the low halves stand for; `low` less what is the same in
 // all.
-static V power_of_integers(Emit& e, V low, V high) {
+V power_of_integers(Emit& e, V low, V high) {
   auto shifted = [&](V x, int n) {
     return e.lshr(x, e.vec(Ty::I16, std::vector<int64_t>(32, n)));
   };
@@ -238,6 +227,17 @@ static V power_of_integers(Emit& e, V low, V high) {
   V at = shifted(n, kPowerBits - 6);
   n = e.sub_floor(n, e.lookup(excess, at));
   return e.revector(shifted(n, kPowerBits - kBf16Bits), Ty::I32);
+}
+
+}  // namespace
+
+V power_origin(Emit& e, V b) {
+  constexpr int half = 1 << (kPowerBits - kBf16Bits - 1);  // rounds
+  V n = e.fma(b, e.f(kPowerSteps), e.f(kIntegers + 127 * kPowerSteps + half));
+  // so large that rounding could raise it past 16 bits: lower it by more
+  constexpr double kLarge = 1 << 30, kShare = 1.0 / (1 << 22);
+  V past = e.max(e.fma(e.abs(b), e.f(kPowerSteps), e.f(-kLarge)), e.f(0));
+  return e.fma(past, e.f(-kShare), n);
 }
 
 V power_pair(Emit& e, V low, V high) {

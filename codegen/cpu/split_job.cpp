@@ -88,11 +88,40 @@ void turn_block(Emit& e, const Record& r, V number) {
   }
 }
 
+// Splits the next `n` chunks.
+void split_chunks(Emit& e, const Record& r, SplitKind kind, V n) {
+  const int L = e.lanes();
+  V run = r.get(kRun), jump = r.get(kSourceJump);
+  V dst_step = r.get(kDstStep), dst_jump = r.get(kDstJump);
+  V at_second = r.get(kSwitch), second = r.pointer(kSecond);
+  // elements to what is wanted later
+  const int ahead = kind == SplitKind::Rows     ? 512
+                    : kind == SplitKind::Panels ? kPairStep * kPairStep
+                                                : 0;
+  Vs c{r.pointer(kSource), r.pointer(kDst), r.get(kInRun), r.get(kRuns)};
+  c = e.loop(e.i(0), n, 1, c, [&](V, Vs c) {
+    V p = c[0], to = c[1];
+    Vs x;
+    for (int j = 0; j < 2; ++j) {
+      if (ahead) e.prefetch(e.at(p, ahead + j * L), 2);
+      x.push_back(e.vload(DType::F32, e.at(p, j * L)));
+    }
+    store_planes(e, split_row(e, x[0], x[1]), to, 2 * kPairStep, 64);
+    V in_run = e.add(c[2], -1), ends = e.eq(in_run, e.i(0));
+    V runs = e.select(ends, e.add(c[3], -1), c[3]);
+    V next = e.at(p, e.select(ends, jump, e.i(kPairStep)));
+    next = e.select(e.and_(ends, e.eq(runs, at_second)), second, next);
+    return Vs{next, e.at(to, e.select(ends, dst_jump, dst_step), 1),
+              e.select(ends, run, in_run), runs};
+  });
+  r.set(kSource, c[0]), r.set(kDst, c[1]);
+  r.set(kInRun, c[2]), r.set(kRuns, c[3]);
+}
+
 // turn(record): what is due.
 Fn turn(Emit& e, SplitKind kind) {
   const std::string name = "split_turn" + std::to_string(int(kind));
   return e.define(name, {Ty::Ptr}, [&](const Vs& a) {
-    const int L = e.lanes();
     const Record r{e, a[0]};
     V credit = e.add(r.get(kCredit), r.get(kRate));
     V due = e.max(e.ashr(credit, e.i(kCreditBits)), e.i(0));
@@ -112,31 +141,7 @@ Fn turn(Emit& e, SplitKind kind) {
     r.set(kCredit, e.sub(credit, e.shl(done, e.i(kCreditBits))));
     e.if_(e.gt(n, e.i(0)), [&] {
       r.set(kLeft, e.sub(left, n));
-      V run = r.get(kRun), jump = r.get(kSourceJump);
-      V dst_step = r.get(kDstStep), dst_jump = r.get(kDstJump);
-      V at_second = r.get(kSwitch), second = r.pointer(kSecond);
-      // elements to what is wanted later
-      const int ahead = kind == SplitKind::Rows     ? 512
-                        : kind == SplitKind::Panels ? kPairStep * kPairStep
-                                                    : 0;
-      Vs c{r.pointer(kSource), r.pointer(kDst), r.get(kInRun), r.get(kRuns)};
-      c = e.loop(e.i(0), n, 1, c, [&](V, Vs c) {
-        V p = c[0], to = c[1];
-        Vs x;
-        for (int j = 0; j < 2; ++j) {
-          if (ahead) e.prefetch(e.at(p, ahead + j * L), 2);
-          x.push_back(e.vload(DType::F32, e.at(p, j * L)));
-        }
-        store_planes(e, split_row(e, x[0], x[1]), to, 2 * kPairStep, 64);
-        V in_run = e.add(c[2], -1), ends = e.eq(in_run, e.i(0));
-        V runs = e.select(ends, e.add(c[3], -1), c[3]);
-        V next = e.at(p, e.select(ends, jump, e.i(kPairStep)));
-        next = e.select(e.and_(ends, e.eq(runs, at_second)), second, next);
-        return Vs{next, e.at(to, e.select(ends, dst_jump, dst_step), 1),
-                  e.select(ends, run, in_run), runs};
-      });
-      r.set(kSource, c[0]), r.set(kDst, c[1]);
-      r.set(kInRun, c[2]), r.set(kRuns, c[3]);
+      split_chunks(e, r, kind, n);
     });
   });
 }
